@@ -1,0 +1,1 @@
+"""Routing decisions: workers, requests, policies and what combines them. No I/O, no clock."""

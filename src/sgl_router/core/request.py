@@ -1,0 +1,117 @@
+"""What a policy may know of a request.
+
+Text and session key are extracted from the body when they are first asked for, and once.
+"""
+
+from typing import Any
+
+import orjson
+
+from sgl_router.core.registry import NO_WORKERS
+from sgl_router.core.worker import Worker
+
+# Where each endpoint keeps what it works on; the order is the order of preference.
+_TEXT_KEYS = ("prompt", "text", "input_ids", "input", "query", "documents")
+
+
+class RequestView:
+    """One request, as policies see it.
+
+    Attributes:
+        id: the request id, as it is forwarded to the engine.
+        path: the target's path, without the query.
+        body: the whole body; empty where the policy in use does not read it.
+        attempt: 0 at first, one more for each worker that the request could not be sent to.
+        excluded: the workers already tried.
+        entropy: 53 random bits, drawn by the dispatcher for each decision.
+        now_ms: Unix time in milliseconds, taken by the dispatcher for each decision.
+    """
+
+    __slots__ = ("_json", "_text", "attempt", "body", "entropy", "excluded", "id", "now_ms", "path")
+
+    def __init__(self, id: str, path: str, body: bytes = b"") -> None:
+        self.id = id
+        self.path = path
+        self.body = body
+        self.attempt = 0
+        self.excluded: frozenset[Worker] = NO_WORKERS
+        self.entropy = 0
+        self.now_ms = 0
+        self._json: dict[str, Any] | None = None
+        self._text: str | None = None
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object; empty where it is none."""
+        if self._json is None:
+            self._json = _json_object(self.body)
+        return self._json
+
+    @property
+    def model(self) -> str | None:
+        return _string(self.json.get("model"))
+
+    @property
+    def stream(self) -> bool:
+        return self.json.get("stream") is True
+
+    @property
+    def session(self) -> str | None:
+        """What ties requests of one conversation or user together, or None."""
+        return _string(self.json.get("session_id")) or _string(self.json.get("user"))
+
+    @property
+    def text(self) -> str | None:
+        """The request's text, or None where it has none.
+
+        Chat: the message texts and text parts joined by one space, without roles, tools and
+        images. Completion: the prompt. Generate: `text`, else `input_ids`. Embeddings: the
+        inputs. Several texts are joined by one space.
+        """
+        if self._text is None:
+            self._text = _routing_text(self.json)
+        return self._text or None
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}  # the engine is the judge of what it is sent; here it only has no text
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _routing_text(body: dict[str, Any]) -> str:
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        contents = [m.get("content") for m in messages if isinstance(m, dict)]
+        return " ".join(text for content in contents for text in _texts(content))
+    for key in _TEXT_KEYS:
+        if body.get(key) is not None:
+            return " ".join(_texts(body[key]))
+    return ""
+
+
+def _texts(value: object) -> list[str]:
+    """The texts in a string, a list of strings, token ids or content parts."""
+    if isinstance(value, str):
+        return [value] if value else []
+    if not isinstance(value, list):
+        return []
+    texts = []
+    for item in value:
+        if isinstance(item, dict):
+            item = item.get("text")  # noqa: PLW2901 (a content part stands for its text)
+        if isinstance(item, str) and item:
+            texts.append(item)
+        elif isinstance(item, int):
+            texts.append(str(item))
+        elif isinstance(item, list):
+            texts.extend(_texts(item))
+    return texts

@@ -1,0 +1,1 @@
+"""The proxy itself: sockets, connections and what happens between them."""

@@ -1,0 +1,56 @@
+"""What all exchanges of one gateway share."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sgl_router.core.dispatch import Dispatcher
+from sgl_router.core.health import HealthTable
+from sgl_router.gateway.pool import ConnectionPool
+
+
+class Expiring(Protocol):
+    """An exchange that is under way."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """Its time is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """Limits of the data plane.
+
+    Attributes:
+        max_payload_bytes: of a request's body.
+        request_timeout_secs: from a request's head to the end of its answer.
+        request_id_headers: lower case; the first one present is the request's id.
+    """
+
+    max_payload_bytes: int
+    request_timeout_secs: float
+    request_id_headers: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class GatewayContext:
+    """Attributes:
+    dispatcher: decides.
+    health: learns of engines that cannot be reached.
+    pool: connections to engines.
+    settings: limits.
+    new_request_id: an id for a request that has none, by path.
+    exchanges: all that are under way.
+    draining: whether the router is about to stop: connections are not kept any more.
+    """
+
+    dispatcher: Dispatcher
+    health: HealthTable
+    pool: ConnectionPool
+    settings: GatewaySettings
+    new_request_id: Callable[[str], str]
+    loop: asyncio.AbstractEventLoop
+    exchanges: set[Expiring] = field(default_factory=set)
+    draining: bool = False

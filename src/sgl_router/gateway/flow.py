@@ -1,0 +1,34 @@
+"""Back-pressure: reading stops while anything speaks against it."""
+
+import asyncio
+from enum import IntFlag
+
+
+class Hold(IntFlag):
+    """Reasons not to read from a connection."""
+
+    PEER_FULL = 1  # the other side takes no more at the moment
+    NO_ENGINE = 2  # a body is arriving, and there is no engine connection for it yet
+    PIPELINED = 4  # the client has sent its next request before the answer to this one
+
+
+class ReadGate:
+    """Pauses a transport's reading while there is at least one reason to."""
+
+    __slots__ = ("_holds", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._holds = Hold(0)
+
+    def hold(self, reason: Hold) -> None:
+        if not self._holds and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._holds |= reason
+
+    def release(self, reason: Hold) -> None:
+        if not self._holds:
+            return
+        self._holds &= ~reason
+        if not self._holds and not self._transport.is_closing():
+            self._transport.resume_reading()

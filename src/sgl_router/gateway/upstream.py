@@ -1,0 +1,106 @@
+"""The engine's side: one connection to a worker, one exchange on it at a time."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from sgl_router.core.worker import Worker
+from sgl_router.gateway.flow import Hold, ReadGate
+from sgl_router.http1.response import ResponseEvent, ResponseParser
+
+
+class ResponseReceiver(Protocol):
+    """What an engine connection tells of the exchange that is on it."""
+
+    client_reading: ReadGate
+
+    def on_response(self, events: list[ResponseEvent]) -> None:
+        """Events of the answer, as many as one read completed."""
+
+    def on_engine_lost(self, events: list[ResponseEvent]) -> None:
+        """The connection is closed, and these are the events that this completes."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """A connection to one worker.
+
+    Attributes:
+        worker: whose it is.
+        reused: whether it has carried an exchange before the one that is on it now.
+        idle_since: when its last exchange ended, on the event loop's clock.
+        reading: holds back the engine while its client is slow.
+    """
+
+    __slots__ = (
+        "_on_lost",
+        "_parser",
+        "_receiver",
+        "_transport",
+        "idle_since",
+        "reading",
+        "reused",
+        "worker",
+    )
+
+    reading: ReadGate
+    _transport: asyncio.Transport
+
+    def __init__(self, worker: Worker, on_lost: Callable[["EngineConnection"], None]) -> None:
+        self.worker = worker
+        self.reused = False
+        self.idle_since = 0.0
+        self._on_lost = on_lost
+        self._parser = ResponseParser()
+        self._receiver: ResponseReceiver | None = None
+
+    def begin(self, receiver: ResponseReceiver, *, head_request: bool) -> None:
+        """Put an exchange on this connection."""
+        assert self._receiver is None, "one exchange at a time"
+        self._receiver = receiver
+        if head_request:
+            self._parser = ResponseParser(to_head_request=True)
+
+    def end(self, now: float) -> None:
+        """Take the exchange off; the connection can have another one."""
+        self._receiver = None
+        self.reused = True
+        self.idle_since = now
+        self.reading.release(Hold.PEER_FULL)
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        """Close at once: the engine's cue to stop generating. The exchange is not told."""
+        self._receiver = None
+        self._transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        return not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.reading = ReadGate(transport)
+
+    def data_received(self, data: bytes) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            self._transport.abort()  # an engine that speaks unasked is not to be trusted
+        else:
+            receiver.on_response(self._parser.feed(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost(self)
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.on_engine_lost(self._parser.feed_eof())
+
+    def pause_writing(self) -> None:
+        if self._receiver is not None:
+            self._receiver.client_reading.hold(Hold.PEER_FULL)
+
+    def resume_writing(self) -> None:
+        if self._receiver is not None:
+            self._receiver.client_reading.release(Hold.PEER_FULL)

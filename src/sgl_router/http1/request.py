@@ -1,0 +1,134 @@
+"""Requests: parsed from clients, encoded for engines."""
+
+import httptools
+
+from sgl_router.errors import ProtocolError
+from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers
+
+
+class RequestHead(Head):
+    """A request's head.
+
+    Attributes:
+        method: upper case.
+        target: as it came, path and query.
+        http10: whether the client speaks HTTP/1.0, and so cannot read chunks.
+        expects_continue: whether the client waits for `100 Continue` with its body.
+    """
+
+    __slots__ = ("expects_continue", "http10", "method", "target")
+
+    def __init__(
+        self, method: bytes, target: bytes, headers: Headers, *, http10: bool, keep_alive: bool
+    ) -> None:
+        super().__init__(headers, keep_alive=keep_alive)
+        self.method = method
+        self.target = target
+        self.http10 = http10
+        expect = self.get(b"expect")
+        self.expects_continue = expect is not None and expect.lower() == b"100-continue"
+
+    @property
+    def path(self) -> str:
+        """The target's path, without the query."""
+        return self.target.partition(b"?")[0].decode("latin-1")
+
+
+RequestEvent = RequestHead | bytes | End | ProtocolError
+
+
+class RequestParser:
+    """Turns a client's bytes into events, one request after the other."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._events: list[RequestEvent] = []
+        self._target = b""
+        self._headers: Headers = []
+        self._in_head = True
+        self._head_bytes = 0
+
+    def feed(self, data: bytes) -> list[RequestEvent]:
+        """What `data` completes; a ProtocolError comes last, and nothing may be fed after it."""
+        events: list[RequestEvent] = []
+        self._events = events
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            events.append(ProtocolError("upgrades and CONNECT are not supported", status=501))
+        except httptools.HttpParserError as error:
+            events.append(_protocol_error(error))
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                events.append(_head_too_large())
+        return events
+
+    def on_message_begin(self) -> None:
+        self._target = b""
+        self._headers = []
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are dropped (RFC 9110, section 6.5.1)
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        self._in_head = False
+        if sum(len(name) + len(value) for name, value in self._headers) > MAX_HEAD_BYTES:
+            raise _head_too_large()
+        self._events.append(
+            RequestHead(
+                parser.get_method(),
+                self._target,
+                self._headers,
+                http10=parser.get_http_version() == "1.0",
+                keep_alive=parser.should_keep_alive(),
+            )
+        )
+
+    def on_body(self, body: bytes) -> None:
+        self._events.append(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._events.append(END)
+
+
+def _head_too_large() -> ProtocolError:
+    return ProtocolError(f"the request's head is larger than {MAX_HEAD_BYTES:,} bytes", status=431)
+
+
+def _protocol_error(error: httptools.HttpParserError) -> ProtocolError:
+    """What a callback of ours raised, or what the parser itself found wrong."""
+    if isinstance(error.__context__, ProtocolError):
+        return error.__context__
+    return ProtocolError(f"the request is not HTTP/1.1: {error}")
+
+
+def encode_request_head(
+    head: RequestHead, authority: bytes, prefix: bytes, request_id: tuple[bytes, bytes] | None
+) -> bytes:
+    """The head as it is sent to an engine.
+
+    Args:
+        head: the client's.
+        authority: the engine's, for `Host`.
+        prefix: the path of the engine's URL.
+        request_id: a header to add where the client sent none.
+    """
+    lines = [
+        b"%b %b%b HTTP/1.1\r\nHost: %b\r\n" % (head.method, prefix, head.target, authority),
+        *head.end_to_end(),
+    ]
+    if request_id is not None:
+        lines.append(b"%b: %b\r\n" % request_id)
+    if head.chunked:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)

@@ -1,0 +1,62 @@
+"""`PolicyFactory`: policies by name, built in or plugged in."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from sgl_router.core.policy import Policy
+from sgl_router.policies.builtin import BUILTIN_POLICIES
+from sgl_router.wasm.config import WasmPolicyConfig
+from sgl_router.wasm.registry import WasmPolicyRegistry
+
+_PREFIX = "wasm:"
+
+
+def shipped_plugins() -> dict[str, Path]:
+    """The compiled plugins that come with this package: name -> file."""
+    folder = Path(str(files("sgl_router.policies"))) / "plugins"
+    return {path.stem: path for path in sorted(folder.glob("*.wasm"))}
+
+
+class PolicyFactory:
+    """Loads, lists and unloads plugins, and makes policies by name."""
+
+    def __init__(self) -> None:
+        self._builtin = {policy.name: policy for policy in BUILTIN_POLICIES}
+        assert len(self._builtin) == len(BUILTIN_POLICIES), "no two built-ins share a name"
+        self._wasm = WasmPolicyRegistry(reserved_names=self._builtin)
+
+    async def load_wasm_plugin(self, config: WasmPolicyConfig) -> None:
+        """Check, compile, instantiate and test the plugin, off the event loop.
+
+        Raises PluginRefused with every reason found; a plugin of that name stays as it was.
+        """
+        await self._wasm.load(config)
+
+    def create_by_name(self, name: str) -> Policy | None:
+        """The policy of that name, or None where there is none.
+
+        A built-in policy is made anew by each call. A plugin is one policy, however often it is
+        asked for: all its users share its module and its state. `wasm:NAME` means the plugin.
+        """
+        if name in self._builtin:
+            return self._builtin[name]()
+        return self._wasm.get(name.removeprefix(_PREFIX))
+
+    def list_wasm_plugins(self) -> list[str]:
+        """The names of the loaded plugins, in the order in which they were loaded."""
+        return self._wasm.names()
+
+    def unload_wasm_plugin(self, name: str) -> bool:
+        """Forget the plugin; False where none of that name is loaded.
+
+        A router that still decides by it goes on doing so until it is given another policy.
+        """
+        return self._wasm.unload(name)
+
+    def list_builtin_policies(self) -> list[str]:
+        """The names that are always there."""
+        return list(self._builtin)
+
+    def close(self) -> None:
+        """Unload every plugin and stop the clock that bounds them."""
+        self._wasm.close()

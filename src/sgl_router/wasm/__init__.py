@@ -1,0 +1,1 @@
+"""The plugin system: WebAssembly modules as load-balancing policies. The only user of wasmtime."""

@@ -1,0 +1,1 @@
+"""Encodings of the plugin contract: bytes in, bytes out."""

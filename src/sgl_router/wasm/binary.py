@@ -1,0 +1,217 @@
+"""Reads what a WebAssembly binary declares, without running or compiling it.
+
+Only the sections that describe a module are looked into (WebAssembly core specification,
+section 5.5); function bodies and data are skipped. Every count is bounded, so that hostile bytes
+cost no more than their own length.
+"""
+
+from dataclasses import dataclass, field
+
+MAGIC = b"\0asm"
+_CORE_VERSION = b"\x01\0\0\0"
+_COMPONENT_LAYER = b"\x01\0"  # bytes 6 and 7 of a component's header
+
+_VALUE_TYPES = {
+    0x7F: "i32",
+    0x7E: "i64",
+    0x7D: "f32",
+    0x7C: "f64",
+    0x7B: "v128",
+    0x70: "funcref",
+    0x6F: "externref",
+}
+_KINDS = ("function", "table", "memory", "global", "tag")
+
+# Far above what any toolchain emits for a policy, far below what would take long to compile.
+MAX_ENTRIES = {"types": 10_000, "imports": 1_000, "functions": 100_000, "exports": 10_000}
+
+
+class MalformedModule(Exception):
+    """The bytes are not a module; the message says where they go wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class FuncSignature:
+    """Parameter and result types, by their names in the specification."""
+
+    params: tuple[str, ...]
+    results: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join(self.params)}) -> ({', '.join(self.results)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a memory (in pages) or a table (in elements)."""
+
+    minimum: int
+    shared: bool
+    is_64: bool
+
+
+@dataclass(slots=True)
+class ModuleInfo:
+    """What a core module declares.
+
+    Attributes:
+        imports: (module, name, kind) in order.
+        exports: name -> (kind, index in the index space of that kind).
+        functions: the signature of each function, the imported ones first.
+        memories, tables: the module's own and the imported ones.
+        custom_sections: name -> content; of several with one name, the first.
+    """
+
+    imports: list[tuple[str, str, str]] = field(default_factory=list)
+    exports: dict[str, tuple[str, int]] = field(default_factory=dict)
+    functions: list[FuncSignature] = field(default_factory=list)
+    memories: list[Limits] = field(default_factory=list)
+    tables: list[Limits] = field(default_factory=list)
+    custom_sections: dict[str, bytes] = field(default_factory=dict)
+
+
+class _Reader:
+    """A cursor over bytes; every read is checked against the end."""
+
+    __slots__ = ("data", "end", "pos")
+
+    def __init__(self, data: bytes, pos: int, end: int) -> None:
+        self.data, self.pos, self.end = data, pos, end
+
+    def byte(self) -> int:
+        if self.pos >= self.end:
+            raise MalformedModule(f"it ends unexpectedly at byte {self.pos}")
+        self.pos += 1
+        return self.data[self.pos - 1]
+
+    def u32(self) -> int:
+        return self._leb128(5)
+
+    def u64(self) -> int:
+        return self._leb128(10)
+
+    def _leb128(self, most: int) -> int:
+        value = 0
+        for i in range(most):
+            byte = self.byte()
+            value |= (byte & 0x7F) << (7 * i)
+            if byte < 0x80:
+                return value
+        raise MalformedModule(f"a number at byte {self.pos} is too long")
+
+    def take(self, size: int) -> bytes:
+        if size > self.end - self.pos:
+            raise MalformedModule(f"it ends unexpectedly at byte {self.pos}")
+        self.pos += size
+        return self.data[self.pos - size : self.pos]
+
+    def name(self) -> str:
+        return self.take(self.u32()).decode("utf-8", "replace")
+
+    def count(self, what: str) -> int:
+        number = self.u32()
+        if number > MAX_ENTRIES[what]:
+            raise MalformedModule(
+                f"it declares {number:,} {what}; at most {MAX_ENTRIES[what]:,} are allowed"
+            )
+        return number
+
+    def value_type(self) -> str:
+        code = self.byte()
+        return _VALUE_TYPES.get(code, f"type {code:#x}")
+
+    def limits(self) -> Limits:
+        flags = self.byte()
+        minimum = self.u64()
+        if flags & 1:
+            self.u64()  # the maximum; the sandbox sets its own
+        return Limits(minimum, shared=bool(flags & 2), is_64=bool(flags & 4))
+
+
+def is_component(data: bytes) -> bool:
+    return data[:4] == MAGIC and data[6:8] == _COMPONENT_LAYER
+
+
+def read_info(data: bytes) -> ModuleInfo:
+    """Read what a core module declares; raises MalformedModule."""
+    if data[:8] != MAGIC + _CORE_VERSION:
+        raise MalformedModule("it has no header of a WebAssembly core module")
+    info = ModuleInfo()
+    types: list[FuncSignature] = []
+    reader = _Reader(data, 8, len(data))
+    while reader.pos < reader.end:
+        section = reader.byte()
+        size = reader.u32()
+        start = reader.pos
+        reader.take(size)
+        _read_section(section, _Reader(data, start, start + size), info, types)
+    return info
+
+
+def _read_section(
+    section: int, body: _Reader, info: ModuleInfo, types: list[FuncSignature]
+) -> None:
+    match section:
+        case 0:
+            name = body.name()
+            info.custom_sections.setdefault(name, body.take(body.end - body.pos))
+        case 1:
+            types.extend(_func_type(body) for _ in range(body.count("types")))
+        case 2:
+            for _ in range(body.count("imports")):
+                _read_import(body, info, types)
+        case 3:
+            for _ in range(body.count("functions")):
+                info.functions.append(_type_at(types, body.u32()))
+        case 4:
+            for _ in range(min(body.u32(), body.end)):
+                body.byte()
+                info.tables.append(body.limits())
+        case 5:
+            for _ in range(min(body.u32(), body.end)):
+                info.memories.append(body.limits())
+        case 7:
+            for _ in range(body.count("exports")):
+                name = body.name()
+                info.exports[name] = (_kind(body.byte()), body.u32())
+
+
+def _func_type(body: _Reader) -> FuncSignature:
+    form = body.byte()
+    if form != 0x60:
+        raise MalformedModule(f"type of form {form:#x}; only plain function types are allowed")
+    params = tuple(body.value_type() for _ in range(min(body.u32(), 1000)))
+    results = tuple(body.value_type() for _ in range(min(body.u32(), 1000)))
+    return FuncSignature(params, results)
+
+
+def _read_import(body: _Reader, info: ModuleInfo, types: list[FuncSignature]) -> None:
+    module, name = body.name(), body.name()
+    kind = _kind(body.byte())
+    match kind:
+        case "function":
+            info.functions.append(_type_at(types, body.u32()))
+        case "table":
+            body.byte()
+            info.tables.append(body.limits())
+        case "memory":
+            info.memories.append(body.limits())
+        case "global":
+            body.byte()
+            body.byte()
+        case _:
+            body.byte()
+            body.u32()
+    info.imports.append((module, name, kind))
+
+
+def _kind(code: int) -> str:
+    if code >= len(_KINDS):
+        raise MalformedModule(f"an import or export of unknown kind {code:#x}")
+    return _KINDS[code]
+
+
+def _type_at(types: list[FuncSignature], index: int) -> FuncSignature:
+    if index >= len(types):
+        raise MalformedModule(f"a function of type {index}, which does not exist")
+    return types[index]

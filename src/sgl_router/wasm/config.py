@@ -1,0 +1,96 @@
+"""What a plugin is loaded with, and the limits of that."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from sgl_router.wasm.grants import grant_problems
+
+MAX_EXECUTION_TIME_MS = 30_000
+MAX_MEMORY_BYTES = 100 * 1024 * 1024
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_REQUEST_TEXT_BYTES = 8 * 1024 * 1024
+
+RESERVED_NAMES = frozenset({"default", "none", "system", "wasm"})
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class WasmPolicyConfig:
+    """One plugin: its module, its name and what it may use.
+
+    Attributes:
+        module_path: the compiled module, a `.wasm` file.
+        name: 1 to 64 of `a-z A-Z 0-9 _ -`.
+        max_execution_time_ms: for one decision, and for the module's start; at most 30,000.
+        max_memory_bytes: memory and table together; at most 100 MiB.
+        allowed_syscalls: WASI imports by full name (`wasi_snapshot_preview1.random_get`) or by
+            group (`wasi:clocks`, `wasi:random`, `wasi:stdio`, `wasi:environ`, `wasi:filesystem`).
+        config: handed to the plugin with every decision, as JSON.
+        fallback: the built-in policy that decides where the plugin fails.
+        max_request_text_bytes: the request's text is cut to this for the plugin (UTF-8 bytes).
+    """
+
+    module_path: str
+    name: str
+    max_execution_time_ms: int = 100
+    max_memory_bytes: int = 1024 * 1024
+    allowed_syscalls: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fallback: str = "power_of_two"
+    max_request_text_bytes: int = 32 * 1024
+
+    def problems(self, builtin_names: Collection[str]) -> list[str]:
+        """Everything that is wrong with these settings, a sentence each."""
+        found = _name_problems(self.name, builtin_names)
+        found += _range_problems(
+            "max_execution_time_ms", self.max_execution_time_ms, MAX_EXECUTION_TIME_MS, "ms"
+        )
+        found += _range_problems(
+            "max_memory_bytes", self.max_memory_bytes, MAX_MEMORY_BYTES, "bytes"
+        )
+        found += _range_problems(
+            "max_request_text_bytes", self.max_request_text_bytes, MAX_REQUEST_TEXT_BYTES, "bytes"
+        )
+        found += grant_problems(self.allowed_syscalls)
+        found += _config_problems(self.config)
+        if self.fallback not in builtin_names:
+            found.append(
+                f"fallback is {self.fallback!r}; expected a built-in policy: "
+                + ", ".join(sorted(builtin_names))
+            )
+        return found
+
+
+def _name_problems(name: object, builtin_names: Collection[str]) -> list[str]:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return [f"name is {name!r:.80}; expected 1 to 64 of a-z A-Z 0-9 _ -"]
+    if name in RESERVED_NAMES or name in builtin_names:
+        return [f"name {name!r} is reserved; choose another (option name)"]
+    return []
+
+
+def _range_problems(option: str, value: object, limit: int, unit: str) -> list[str]:
+    if type(value) is not int or value < 1:
+        return [f"{option} is {value!r:.80}; expected a whole number from 1 to {limit:,} {unit}"]
+    if value > limit:
+        return [f"{option} is {value:,}; at most {limit:,} {unit} are allowed"]
+    return []
+
+
+def _config_problems(config: object) -> list[str]:
+    if not isinstance(config, Mapping):
+        return [f"config is {type(config).__name__}; expected an object (option config)"]
+    try:
+        size = len(orjson.dumps(dict(config)))
+    except orjson.JSONEncodeError as error:
+        return [f"config is not JSON: {error} (option config)"]
+    if size > MAX_CONFIG_BYTES:
+        return [
+            f"config is {size:,} bytes of JSON; at most {MAX_CONFIG_BYTES:,} are allowed "
+            "(option config)"
+        ]
+    return []

@@ -1,0 +1,123 @@
+"""The manifest that a plugin may carry in the custom section `sgl-router.manifest`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from referencing import Registry
+
+from sgl_router.wasm.printable import printable
+
+SECTION = "sgl-router.manifest"
+MAX_MANIFEST_BYTES = 64 * 1024
+HOST_ABI = 1
+
+# What a plugin may ask for in `needs`. The request's text costs a copy of the prompt with every
+# decision; outcomes go to each plugin that exports `on_request_complete`, asked for or not.
+KNOWN_NEEDS = frozenset({"request_text", "outcomes"})
+
+_FORBIDDEN_KEYWORDS = frozenset({"$ref", "$dynamicRef", "pattern", "patternProperties"})
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a plugin says of itself, read without running it.
+
+    A module without a manifest gets the request's text, as any plugin did before there were
+    manifests.
+    """
+
+    version: str | None = None
+    needs: frozenset[str] = frozenset({"request_text"})
+    config_schema: Mapping[str, Any] | None = None
+
+
+def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
+    """Parse the section; returns the manifest and everything that is wrong with it."""
+    if len(section) > MAX_MANIFEST_BYTES:
+        return Manifest(), [
+            f"its manifest has {len(section):,} bytes; at most {MAX_MANIFEST_BYTES:,} are allowed"
+        ]
+    try:
+        raw = orjson.loads(section)
+    except orjson.JSONDecodeError as error:
+        return Manifest(), [f"its manifest is not JSON: {error}"]
+    if not isinstance(raw, dict):
+        return Manifest(), ["its manifest is not a JSON object"]
+    needs, problems = _needs(raw.get("needs"))
+    abi = raw.get("abi", HOST_ABI)
+    if type(abi) is not int or not 1 <= abi <= HOST_ABI:
+        problems.append(f"it asks for ABI version {abi!r:.80}; this router has {HOST_ABI}")
+    schema = raw.get("config_schema")
+    if schema is not None:
+        problems += _schema_problems(schema)
+    version = raw.get("version")
+    return (
+        Manifest(
+            version=printable(version, 64) if isinstance(version, str) else None,
+            needs=needs,
+            config_schema=schema if isinstance(schema, dict) and not problems else None,
+        ),
+        problems,
+    )
+
+
+def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
+    """Where `config` does not match the plugin's schema, each with its path."""
+    if manifest.config_schema is None:
+        return []
+    validator = Draft202012Validator(manifest.config_schema, registry=Registry())
+    return [
+        f"config{printable(error.json_path.removeprefix('$'), 200)} does not match the plugin's "
+        f"schema: {printable(error.message, 200)} (option config)"
+        for error in validator.iter_errors(dict(config))
+    ]
+
+
+def _needs(value: object) -> tuple[frozenset[str], list[str]]:
+    if value is None:
+        return Manifest().needs, []
+    if not isinstance(value, list) or not all(isinstance(need, str) for need in value):
+        return frozenset(), ["the needs in its manifest are not a list of names"]
+    unknown = sorted(set(value) - KNOWN_NEEDS)
+    if unknown:
+        return frozenset(), [
+            f"it needs {printable(', '.join(unknown), 200)}, which this router does not provide; "
+            f"it provides {', '.join(sorted(KNOWN_NEEDS))}"
+        ]
+    return frozenset(value), []
+
+
+def _schema_problems(schema: object) -> list[str]:
+    if not isinstance(schema, dict):
+        return ["the config_schema in its manifest is not an object"]
+    try:
+        forbidden = sorted(set(_forbidden_keywords(schema)))
+        if not forbidden:
+            Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        return [f"the config_schema in its manifest is no JSON Schema: {printable(error.message)}"]
+    except RecursionError:
+        return ["the config_schema in its manifest is nested too deeply"]
+    if forbidden:
+        return [f"the config_schema in its manifest uses {', '.join(forbidden)}: not allowed here"]
+    return []
+
+
+def _forbidden_keywords(schema: object) -> Iterator[str]:
+    """Keywords by which a small schema could cost unbounded time, or fetch something."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _forbidden_keywords(item)
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key in _FORBIDDEN_KEYWORDS:
+            yield key
+        elif key in ("properties", "$defs", "dependentSchemas") and isinstance(value, dict):
+            yield from _forbidden_keywords(list(value.values()))
+        elif key not in ("const", "default", "enum", "examples"):
+            yield from _forbidden_keywords(value)

@@ -1,0 +1,73 @@
+"""The loaded plugins."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from sgl_router.errors import DecisionError, PluginRefused
+from sgl_router.wasm.config import WasmPolicyConfig
+from sgl_router.wasm.module import read_module
+from sgl_router.wasm.policy import WasmPolicy
+from sgl_router.wasm.runtime import WasmRuntime
+from sgl_router.wasm.sandbox import Sandbox
+
+_log = logging.getLogger(__name__)
+
+
+class WasmPolicyRegistry:
+    """Loads, lists and unloads plugins; one event loop's.
+
+    Args:
+        reserved_names: the built-in policies, whose names a plugin may not take.
+    """
+
+    def __init__(self, reserved_names: Collection[str]) -> None:
+        self._reserved_names = reserved_names
+        self._plugins: dict[str, WasmPolicy] = {}
+        self._loading: set[str] = set()
+        self._runtime: WasmRuntime | None = None
+
+    async def load(self, config: WasmPolicyConfig) -> WasmPolicy:
+        """Read, check, compile, instantiate and try out a plugin, in a thread.
+
+        Raises PluginRefused.
+        """
+        name = config.name
+        if name in self._plugins or name in self._loading:
+            raise PluginRefused(name, ["a plugin of this name is loaded already; unload it first"])
+        if self._runtime is None:
+            self._runtime = WasmRuntime()
+        self._loading.add(name)
+        try:
+            policy = await asyncio.to_thread(self._build, config, self._runtime)
+        finally:
+            self._loading.discard(name)
+        self._plugins[name] = policy
+        _log.info("plugin %s loaded from %s, sha256 %s", name, config.module_path, policy.digest)
+        return policy
+
+    def get(self, name: str) -> WasmPolicy | None:
+        return self._plugins.get(name)
+
+    def names(self) -> list[str]:
+        return list(self._plugins)
+
+    def unload(self, name: str) -> bool:
+        """Forget a plugin; False where none of that name is loaded."""
+        return self._plugins.pop(name, None) is not None
+
+    def close(self) -> None:
+        """Unload every plugin and stop the clock."""
+        self._plugins.clear()
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
+
+    def _build(self, config: WasmPolicyConfig, runtime: WasmRuntime) -> WasmPolicy:
+        module = read_module(config, self._reserved_names)
+        try:
+            return WasmPolicy(Sandbox(module, config, runtime))
+        except DecisionError as error:
+            raise PluginRefused(
+                config.name, [f"it fails when tried out: {error.kind}: {error.detail}"]
+            ) from error

@@ -1,0 +1,218 @@
+"""WASI for plugins: a deterministic stand-in for each call but those that reach files.
+
+The clock is the decision's `now_ms`, randomness is seeded with its entropy, nothing sleeps, and
+arguments and environment are empty: a decision stays a function of its input. The calls and
+their layouts are those of WASI preview 1 (`wasi_snapshot_preview1`).
+"""
+
+import logging
+import random
+import struct
+from collections.abc import Callable
+
+import wasmtime
+
+from sgl_router.wasm.grants import GROUPS, WASI_MODULE, has_files
+from sgl_router.wasm.printable import printable
+
+_log = logging.getLogger(__name__)
+
+_OK, _BADF, _FAULT, _INVAL, _IO, _SPIPE = 0, 8, 21, 28, 29, 70
+MAX_RANDOM_BYTES = 64 * 1024
+MAX_SUBSCRIPTIONS = 64
+MAX_IO_VECTORS = 64
+MAX_OUTPUT_BYTES = 4 * 1024  # of stdout and stderr together, for one decision
+
+_I32, _I64 = wasmtime.ValType.i32(), wasmtime.ValType.i64()
+_TYPES = {"i": _I32, "I": _I64}
+_STDIN, _STDOUT, _STDERR = range(3)
+
+
+class _OutOfBounds(Exception):
+    """The guest named memory that it does not have."""
+
+
+class _Memory:
+    """A guest's memory during one call of the host, with every access checked."""
+
+    def __init__(self, caller: wasmtime.Caller) -> None:
+        memory = caller["memory"]
+        assert isinstance(memory, wasmtime.Memory), "checked when the plugin was loaded"
+        self._caller, self._memory = caller, memory
+
+    def read(self, at: int, size: int) -> bytes:
+        at &= 0xFFFFFFFF
+        self._check(at, size)
+        return bytes(self._memory.read(self._caller, at, at + size))
+
+    def write(self, at: int, data: bytes) -> None:
+        at &= 0xFFFFFFFF
+        self._check(at, len(data))
+        if data:
+            self._memory.write(self._caller, data, at)
+
+    def _check(self, at: int, size: int) -> None:
+        if size < 0 or at + size > self._memory.data_len(self._caller):
+            raise _OutOfBounds
+
+
+class WasiHost:
+    """What a plugin's WASI calls see during one decision.
+
+    Attributes:
+        exit_code: what the guest passed to `proc_exit`, or None; the call has then failed.
+        stop: ends the guest's call under way; set by the instance that is being called.
+    """
+
+    def __init__(self, plugin: str) -> None:
+        self._plugin = plugin
+        self.stop: Callable[[], None] = do_nothing
+        self._now_ms = 0
+        self._entropy = 0
+        self._random: random.Random | None = None
+        self._output_left = MAX_OUTPUT_BYTES
+        self.exit_code: int | None = None
+
+    def begin(self, now_ms: int, entropy: int) -> None:
+        """Start a decision."""
+        self._now_ms = now_ms
+        self._entropy = entropy
+        self._random = None
+        self._output_left = MAX_OUTPUT_BYTES
+        self.exit_code = None
+
+    def define(self, linker: wasmtime.Linker, grants: frozenset[str]) -> None:
+        """Define what is granted; calls that reach files come from wasmtime's own WASI."""
+        with_files = has_files(grants)
+        if with_files:
+            linker.allow_shadowing = True
+            linker.define_wasi()
+        for name, (signature, function) in self._functions().items():
+            shared_with_files = with_files and name in GROUPS["wasi:stdio"]
+            if f"{WASI_MODULE}.{name}" in grants and not shared_with_files:
+                results = [] if name == "proc_exit" else [_I32]
+                linker.define_func(
+                    WASI_MODULE,
+                    name,
+                    wasmtime.FuncType([_TYPES[code] for code in signature], results),
+                    _never_raises(function, has_result=bool(results)),
+                    access_caller=True,
+                )
+
+    def _functions(self) -> dict[str, tuple[str, Callable[..., int | None]]]:
+        """name -> (parameters, `i` for i32 and `I` for i64; implementation)"""
+        return {
+            "clock_time_get": ("iIi", self._clock_time_get),
+            "clock_res_get": ("ii", lambda m, _id, out: m.write(out, struct.pack("<Q", 1_000_000))),
+            "poll_oneoff": ("iiii", self._poll_oneoff),
+            "sched_yield": ("", lambda _m: _OK),
+            "random_get": ("ii", self._random_get),
+            "fd_write": ("iiii", self._fd_write),
+            "fd_read": ("iiii", self._fd_read),
+            "fd_close": ("i", lambda _m, fd: _known(fd)),
+            "fd_seek": ("iIii", lambda _m, fd, *_: _known(fd) or _SPIPE),
+            "fd_fdstat_get": ("ii", self._fd_fdstat_get),
+            "fd_fdstat_set_flags": ("ii", lambda _m, fd, _flags: _known(fd)),
+            "fd_prestat_get": ("ii", lambda *_: _BADF),
+            "fd_prestat_dir_name": ("iii", lambda *_: _BADF),
+            "args_get": ("ii", lambda *_: _OK),
+            "args_sizes_get": ("ii", self._no_strings),
+            "environ_get": ("ii", lambda *_: _OK),
+            "environ_sizes_get": ("ii", self._no_strings),
+            "proc_exit": ("i", self._proc_exit),
+        }
+
+    def log_output(self, data: bytes) -> None:
+        """Pass on what the guest printed, bounded for each decision."""
+        kept = data[: self._output_left]
+        self._output_left -= len(kept)
+        if kept:
+            _log.info("plugin %s: %s", self._plugin, printable(kept.decode("utf-8", "replace")))
+
+    def _clock_time_get(self, memory: _Memory, _id: int, _precision: int, out: int) -> int:
+        memory.write(out, struct.pack("<Q", self._now_ms * 1_000_000))
+        return _OK
+
+    def _poll_oneoff(self, memory: _Memory, subs: int, events: int, count: int, out: int) -> int:
+        """Every subscription is ready at once: sleeping takes no time."""
+        if not 0 < count <= MAX_SUBSCRIPTIONS:
+            return _INVAL
+        subscriptions = memory.read(subs, 48 * count)
+        ready = b"".join(
+            struct.pack("<8sHB21x", subscriptions[i : i + 8], _OK, subscriptions[i + 8])
+            for i in range(0, 48 * count, 48)
+        )
+        memory.write(events, ready)
+        memory.write(out, struct.pack("<I", count))
+        return _OK
+
+    def _random_get(self, memory: _Memory, at: int, size: int) -> int:
+        if not 0 <= size <= MAX_RANDOM_BYTES:
+            return _INVAL
+        if self._random is None:
+            self._random = random.Random(self._entropy)
+        memory.write(at, self._random.randbytes(size))
+        return _OK
+
+    def _fd_write(self, memory: _Memory, fd: int, vectors: int, count: int, out: int) -> int:
+        if fd not in (_STDOUT, _STDERR):
+            return _BADF
+        if not 0 <= count <= MAX_IO_VECTORS:
+            return _INVAL
+        written = 0
+        for at, size in struct.iter_unpack("<II", memory.read(vectors, 8 * count)):
+            self.log_output(memory.read(at, min(size, self._output_left)))
+            written += size
+        memory.write(out, struct.pack("<I", written & 0xFFFFFFFF))
+        return _OK
+
+    def _fd_read(self, memory: _Memory, fd: int, _vectors: int, _count: int, out: int) -> int:
+        if fd != _STDIN:
+            return _BADF
+        memory.write(out, bytes(4))
+        return _OK
+
+    def _fd_fdstat_get(self, memory: _Memory, fd: int, out: int) -> int:
+        if _known(fd) != _OK:
+            return _BADF
+        memory.write(out, struct.pack("<B23x", 2))  # a character device, without any right
+        return _OK
+
+    def _no_strings(self, memory: _Memory, count: int, size: int) -> int:
+        memory.write(count, bytes(4))
+        memory.write(size, bytes(4))
+        return _OK
+
+    def _proc_exit(self, _memory: _Memory, code: int) -> None:
+        self.exit_code = code
+        self.stop()
+
+
+def do_nothing() -> None:
+    """No call is under way that could be ended."""
+
+
+def _known(fd: int) -> int:
+    return _OK if fd in (_STDIN, _STDOUT, _STDERR) else _BADF
+
+
+def _never_raises(
+    function: Callable[..., int | None], *, has_result: bool
+) -> Callable[..., int | None]:
+    """A host function for wasmtime.
+
+    wasmtime-py keeps what a host function raises in one variable of the process, from which it
+    can surface in another thread's call; so nothing is raised, and what goes wrong is an errno.
+    """
+
+    def call(caller: wasmtime.Caller, *args: int) -> int | None:
+        try:
+            result = function(_Memory(caller), *args)
+        except _OutOfBounds:
+            result = _FAULT
+        except Exception:  # noqa: BLE001 (logged; and it must not reach wasmtime)
+            _log.exception("a WASI call failed")
+            result = _IO
+        return (result or _OK) if has_result else None
+
+    return call
