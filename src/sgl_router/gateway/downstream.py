@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from typing import cast
 
 from sgl_router.errors import ProtocolError, RequestError
 from sgl_router.gateway.context import GatewayContext
@@ -77,9 +78,8 @@ class ClientConnection(asyncio.Protocol):
     # ---- of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.reading = ReadGate(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
+        self.reading = ReadGate(self._transport)
         self._clients.add(self)
 
     def data_received(self, data: bytes) -> None:

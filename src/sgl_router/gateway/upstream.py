@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from sgl_router.core.worker import Worker
 from sgl_router.gateway.flow import Hold, ReadGate
@@ -80,9 +80,8 @@ class EngineConnection(asyncio.Protocol):
         return not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.reading = ReadGate(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
+        self.reading = ReadGate(self._transport)
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver

@@ -1,0 +1,38 @@
+# Each target does all of its own set-up, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test check bench wasm clean
+
+demo: .venv/ready            ## the main job: three engines, the router, a WebAssembly policy
+	$(BIN)/sgl-router demo $(ARGS)
+
+test: .venv/ready-test       ## the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready-test      ## lint, formatting, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready-test      ## what a decision takes, and what the proxy costs beside nginx
+	$(BIN)/python benchmarks/decision.py
+	$(BIN)/python benchmarks/proxy.py
+
+wasm:                        ## rebuild the plugins that ship with the package (needs Rust)
+	scripts/build_wasm_plugins.sh build --out src/sgl_router/policies/plugins
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache plugins
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/ready-test: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch .venv/ready $@

@@ -1,0 +1,114 @@
+"""The command `sgl-router`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from sgl_router import __version__, server
+from sgl_router.config import add_flags, load_config
+from sgl_router.config.schema import RouterConfig
+from sgl_router.demo.run import DemoOptions, run_demo
+from sgl_router.errors import RouterError
+
+_LAUNCH = """\
+Route requests to LLM inference engines that speak the OpenAI API.
+
+  sgl-router launch --worker-urls http://127.0.0.1:8001 http://127.0.0.1:8002 \\
+      --policy least_connections
+
+Each option can also stand in a YAML file (--config FILE, key worker_urls) or in the environment
+(SGL_ROUTER_WORKER_URLS); flags win over environment, environment over file."""
+
+_DEMO = """\
+Three small engines of our own, the router in front of them, and a WebAssembly policy that
+chooses between them; half-way the policy is swapped for another, under load."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except RouterError as error:
+        print(f"sgl-router: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"sgl-router: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sgl-router",
+        description="A router for LLM inference engines whose policies are WebAssembly plugins.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sgl-router {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    launch = commands.add_parser(
+        "launch",
+        help="start the router",
+        description=_LAUNCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(launch)
+    launch.set_defaults(run=_launch)
+    demo = commands.add_parser(
+        "demo", help="see it work, without an engine", description=_DEMO, allow_abbrev=False
+    )
+    demo.add_argument(
+        "--requests",
+        type=_positive,
+        default=200,
+        metavar="N",
+        help="streaming requests to send (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--concurrency",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="requests under way at a time (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        metavar="PORT",
+        help="the router's port on 127.0.0.1 (default: any free one; 30000 with --serve)",
+    )
+    demo.add_argument(
+        "--serve", action="store_true", help="send nothing; keep running and say where to send to"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _launch(options: argparse.Namespace) -> int:
+    flags = {
+        name: value for name, value in vars(options).items() if name in RouterConfig.model_fields
+    }
+    config = load_config(flags, os.environ, options.config)
+    logging.basicConfig(
+        level={"warn": "WARNING"}.get(config.log_level, config.log_level.upper()),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    return server.run(config)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    return run_demo(DemoOptions(options.requests, options.concurrency, options.port, options.serve))
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return number
