@@ -1,9 +1,12 @@
 """What all tests share: the event loop they run on, and what they may leave out."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import uvloop
+
+from tests.engines.llama import LlamaServer, write_model
 
 REQUIRE_ALL = "SGL_ROUTER_TEST_REQUIRE_ALL"
 """Where this environment variable is 1, a test that would be left out fails instead."""
@@ -21,6 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """The loop that the router runs on."""
     return "asyncio", {"loop_factory": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def llama_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[LlamaServer]]:
+    """Two llama.cpp servers with one model, so that they answer alike."""
+    folder = tmp_path_factory.mktemp("llama")
+    write_model(folder / "tiny.gguf")
+    with (
+        LlamaServer(folder / "tiny.gguf", folder / "one.log") as one,
+        LlamaServer(folder / "tiny.gguf", folder / "two.log") as two,
+    ):
+        yield [one, two]
 
 
 def leave_out(reason: str) -> None:

@@ -88,6 +88,7 @@ class Dispatcher:
             index = policy.select_worker(workers, request)
         except DecisionError as error:
             failure = error.with_traceback(None)  # its frames hold this one: a cycle
+            failure.__cause__ = failure.__context__ = None  # and so do theirs
             index = self._fallback.select_worker(workers, request)
         elapsed = self._clock_ns() - started
         if index is None:

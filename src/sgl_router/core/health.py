@@ -42,6 +42,5 @@ class HealthTable:
         worker.streak += 1
         if worker.streak < needed:
             return False
-        worker.streak = 0
         self._registry.set_health(worker, following)
         return True

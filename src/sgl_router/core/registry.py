@@ -61,6 +61,7 @@ class WorkerRegistry:
 
     def set_health(self, worker: Worker, health: Health) -> None:
         worker.health = health
+        worker.streak = 0  # it counted against the state before
         self._view = None
 
     def view(self, excluded: frozenset[Worker] = NO_WORKERS) -> WorkerView:

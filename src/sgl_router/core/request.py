@@ -99,19 +99,21 @@ def _routing_text(body: dict[str, Any]) -> str:
 
 
 def _texts(value: object) -> list[str]:
-    """The texts in a string, a list of strings, token ids or content parts."""
+    """The texts in a string, a list of strings, token ids or content parts, in order."""
     if isinstance(value, str):
         return [value] if value else []
     if not isinstance(value, list):
         return []
     texts = []
-    for item in value:
+    pending = value[::-1]  # no recursion: a body may be nested deeper than Python's stack
+    while pending:
+        item = pending.pop()
         if isinstance(item, dict):
-            item = item.get("text")  # noqa: PLW2901 (a content part stands for its text)
+            item = item.get("text")  # a content part stands for its text
         if isinstance(item, str) and item:
             texts.append(item)
-        elif isinstance(item, int):
+        elif type(item) is int:
             texts.append(str(item))
         elif isinstance(item, list):
-            texts.extend(_texts(item))
+            pending.extend(reversed(item))
     return texts

@@ -39,11 +39,11 @@ class Worker:
             port = parts.port
         except ValueError as error:
             raise ConfigError(f"worker URL {url!r}: {error}") from error
-        if parts.scheme != "http" or not parts.hostname:
+        if parts.scheme != "http" or not parts.hostname or port == 0:
             raise ConfigError(
                 f"worker URL {url!r}: expected http://HOST:PORT (option --worker-urls)"
             )
-        if parts.query or parts.fragment or parts.username is not None:
+        if "?" in url or "#" in url or parts.username is not None:
             raise ConfigError(
                 f"worker URL {url!r}: must not hold a query, a fragment or credentials"
             )

@@ -137,16 +137,19 @@ async def _send_all(options: DemoOptions, server: RouterServer, console: Console
     """Send the requests and swap the policy half-way; returns what failed."""
     errors: list[str] = []
     numbers = iter(range(options.requests))
+    answered = 0
     with _progress(options.requests, console) as advance:
 
         async def client_loop() -> None:
+            nonlocal answered
             client = StreamClient("127.0.0.1", server.port)
             for number in numbers:
-                if number == options.requests // 2:
-                    await server.use_policy(SECOND_POLICY)
                 result = await client.stream(_body(number))
                 if result.error is not None:
                     errors.append(result.error)
+                answered += 1
+                if answered == options.requests // 2:
+                    await server.use_policy(SECOND_POLICY)  # the others go on meanwhile
                 advance()
             client.close()
 

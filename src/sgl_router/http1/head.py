@@ -84,15 +84,24 @@ class Head:
     def end_to_end(self) -> list[bytes]:
         """The lines of the headers that are passed on: all but those between two neighbours."""
         dropped = HOP_BY_HOP
-        connection = self.get(b"connection")
-        if connection is not None and connection.lower() not in (b"keep-alive", b"close"):
-            named = {token.strip().lower() for token in connection.split(b",")}
-            dropped = dropped | (named - {b"content-length"})
+        for name, value in self.headers:
+            if (
+                len(name) == len(b"connection")
+                and name.lower() == b"connection"
+                and value.lower() not in (b"keep-alive", b"close")
+            ):
+                named = {token.strip().lower() for token in value.split(b",")}
+                dropped |= named - {b"content-length"}
         return [
             b"%b: %b\r\n" % (name, value)
             for name, value in self.headers
             if name.lower() not in dropped
         ]
+
+
+def head_size(headers: Headers) -> int:
+    """The header lines' bytes, without optional white space."""
+    return sum(len(name) + len(value) for name, value in headers) + 4 * len(headers)
 
 
 LAST_CHUNK = b"0\r\n\r\n"

@@ -3,7 +3,7 @@
 import httptools
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers
+from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers, head_size
 
 
 class RequestHead(Head):
@@ -46,7 +46,7 @@ class RequestParser:
         self._target = b""
         self._headers: Headers = []
         self._in_head = True
-        self._head_bytes = 0
+        self._silent_bytes = 0
 
     def feed(self, data: bytes) -> list[RequestEvent]:
         """What `data` completes; a ProtocolError comes last, and nothing may be fed after it."""
@@ -54,21 +54,18 @@ class RequestParser:
         self._events = events
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            events.append(ProtocolError("upgrades and CONNECT are not supported", status=501))
         except httptools.HttpParserError as error:
             events.append(_protocol_error(error))
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                events.append(_head_too_large())
+        # What makes no event is kept by the parser: a head, a trailer, a chunk extension.
+        self._silent_bytes = 0 if events else self._silent_bytes + len(data)
+        if self._silent_bytes > MAX_HEAD_BYTES:
+            events.append(_head_too_large())
         return events
 
     def on_message_begin(self) -> None:
         self._target = b""
         self._headers = []
         self._in_head = True
-        self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -80,17 +77,23 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         parser = self._parser
         self._in_head = False
-        if sum(len(name) + len(value) for name, value in self._headers) > MAX_HEAD_BYTES:
+        if head_size(self._headers) + len(self._target) > MAX_HEAD_BYTES:
             raise _head_too_large()
-        self._events.append(
-            RequestHead(
-                parser.get_method(),
-                self._target,
-                self._headers,
-                http10=parser.get_http_version() == "1.0",
-                keep_alive=parser.should_keep_alive(),
-            )
+        if parser.should_upgrade():  # its body would be taken for the other protocol's bytes
+            raise ProtocolError("upgrades and CONNECT are not supported", status=501)
+        version = parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise ProtocolError(f"HTTP/{version} is not supported here", status=505)
+        head = RequestHead(
+            parser.get_method(),
+            self._target,
+            self._headers,
+            http10=version == "1.0",
+            keep_alive=parser.should_keep_alive(),
         )
+        if head.http10 and head.chunked:  # RFC 9112, section 6.1: faulty framing
+            raise ProtocolError("HTTP/1.0 has no Transfer-Encoding")
+        self._events.append(head)
 
     def on_body(self, body: bytes) -> None:
         self._events.append(body)
@@ -101,7 +104,9 @@ class RequestParser:
 
 
 def _head_too_large() -> ProtocolError:
-    return ProtocolError(f"the request's head is larger than {MAX_HEAD_BYTES:,} bytes", status=431)
+    return ProtocolError(
+        f"the request's head, or its trailers, are larger than {MAX_HEAD_BYTES:,} bytes", status=431
+    )
 
 
 def _protocol_error(error: httptools.HttpParserError) -> ProtocolError:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 import httptools
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers
+from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers, head_size
 
 
 class ResponseHead(Head):
@@ -45,7 +45,7 @@ class ResponseParser:
         self._headers: Headers = []
         self._head: ResponseHead | None = None
         self._in_head = True
-        self._head_bytes = 0
+        self._silent_bytes = 0
         self._informational = False
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
@@ -63,10 +63,10 @@ class ResponseParser:
                 if isinstance(context, ProtocolError)
                 else ProtocolError(f"the engine's answer is not HTTP/1.1: {error}")
             )
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                events.append(_head_too_large())
+        # What makes no event is kept by the parser: a head, a trailer, a chunk extension.
+        self._silent_bytes = 0 if events else self._silent_bytes + len(data)
+        if self._silent_bytes > MAX_HEAD_BYTES:
+            events.append(_head_too_large())
         if self._to_head_request and END in events:
             del events[events.index(END) + 1 :]
         return events
@@ -80,6 +80,10 @@ class ResponseParser:
         return [ProtocolError("the engine closed the connection before its answer's end")]
 
     def on_message_begin(self) -> None:
+        if self._events and self._events[-1] is END:
+            # It came with the end of the answer before it, so that no request can have asked
+            # for it; left in the parser, it would begin the next exchange's answer.
+            raise ProtocolError("bytes follow the end of the engine's answer")
         self._reason = b""
         self._headers = []
         self._head = None
@@ -95,13 +99,14 @@ class ResponseParser:
     def on_headers_complete(self) -> None:
         parser = self._parser
         status = parser.get_status_code()
-        if sum(len(name) + len(value) for name, value in self._headers) > MAX_HEAD_BYTES:
+        if head_size(self._headers) > MAX_HEAD_BYTES:
             raise _head_too_large()
+        if status < 100:
+            raise ProtocolError(f"{status:03} is not a status")
         self._informational = status < 200
         if self._informational:
             return
         self._in_head = False
-        self._head_bytes = 0
         self._head = ResponseHead(
             status,
             self._reason,
@@ -124,7 +129,9 @@ class ResponseParser:
 
 
 def _head_too_large() -> ProtocolError:
-    return ProtocolError(f"the head of the engine's answer is larger than {MAX_HEAD_BYTES:,} bytes")
+    return ProtocolError(
+        f"the head of the engine's answer, or its trailers, are larger than {MAX_HEAD_BYTES:,} bytes"
+    )
 
 
 def encode_response_head(
@@ -138,6 +145,9 @@ def encode_response_head(
     lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), *head.end_to_end()]
     lines.extend([b"%b: %b\r\n" % pair for pair in extra])
     chunked = (head.chunked or head.until_close) and not to_http10
+    if head.status == 204:  # must not be framed (RFC 9110, section 8.6; RFC 9112, section 6.1)
+        chunked = False
+        lines = [line for line in lines if not line.lower().startswith(b"content-length:")]
     if chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if not keep_alive:

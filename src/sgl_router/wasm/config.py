@@ -57,9 +57,9 @@ class WasmPolicyConfig:
         )
         found += grant_problems(self.allowed_syscalls)
         found += _config_problems(self.config)
-        if self.fallback not in builtin_names:
+        if not isinstance(self.fallback, str) or self.fallback not in builtin_names:
             found.append(
-                f"fallback is {self.fallback!r}; expected a built-in policy: "
+                f"fallback is {self.fallback!r:.80}; expected a built-in policy: "
                 + ", ".join(sorted(builtin_names))
             )
         return found

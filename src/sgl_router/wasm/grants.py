@@ -61,7 +61,7 @@ def grant_problems(allowed_syscalls: object) -> list[str]:
         return [f"allowed_syscalls is {type(allowed_syscalls).__name__}; expected a list of names"]
     found = []
     for entry in allowed_syscalls:
-        if entry in GROUPS or entry in _GROUP_OF:
+        if isinstance(entry, str) and (entry in GROUPS or entry in _GROUP_OF):
             continue
         if isinstance(entry, str) and "sock" in entry:
             found.append(f"allowed_syscalls lists {entry!r:.80}; network access is never granted")

@@ -33,7 +33,10 @@ class Instance:
         """
         self._sandbox = sandbox
         self.poisoned = False
-        self._store = sandbox.new_store()
+        try:
+            self._store = sandbox.new_store()
+        except wasmtime.WasmtimeError as error:  # its private folder is gone
+            raise self._failed("trap", printable(_last_line(error), 300)) from None
         self._deadline = GuestDeadline(self._store)
         self._begin(now_ms=0, entropy=0)
         exports = self._bounded(self._start)
@@ -87,7 +90,10 @@ class Instance:
             )
         if failure is not None:
             self.poisoned = True
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame: a cycle
         return result
 
     def _stop(self) -> None:

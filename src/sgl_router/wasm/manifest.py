@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from referencing import Registry
 
-from sgl_router.wasm.printable import printable
+from sgl_router.wasm.printable import printable, shown
 
 SECTION = "sgl-router.manifest"
 MAX_MANIFEST_BYTES = 64 * 1024
@@ -19,7 +19,9 @@ HOST_ABI = 1
 # decision; outcomes go to each plugin that exports `on_request_complete`, asked for or not.
 KNOWN_NEEDS = frozenset({"request_text", "outcomes"})
 
-_FORBIDDEN_KEYWORDS = frozenset({"$ref", "$dynamicRef", "pattern", "patternProperties"})
+_FORBIDDEN_KEYWORDS = frozenset(
+    {"$ref", "$dynamicRef", "$recursiveRef", "pattern", "patternProperties"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
     needs, problems = _needs(raw.get("needs"))
     abi = raw.get("abi", HOST_ABI)
     if type(abi) is not int or not 1 <= abi <= HOST_ABI:
-        problems.append(f"it asks for ABI version {abi!r:.80}; this router has {HOST_ABI}")
+        problems.append(f"it asks for ABI version {shown(abi)}; this router has {HOST_ABI}")
     schema = raw.get("config_schema")
     if schema is not None:
         problems += _schema_problems(schema)
@@ -70,10 +72,14 @@ def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
     if manifest.config_schema is None:
         return []
     validator = Draft202012Validator(manifest.config_schema, registry=Registry())
+    try:
+        errors = list(validator.iter_errors(dict(config)))
+    except (RecursionError, ValueError) as error:  # nested too deeply, an $id that is no URI
+        return [f"the config_schema in its manifest cannot be used: {printable(str(error), 200)}"]
     return [
         f"config{printable(error.json_path.removeprefix('$'), 200)} does not match the plugin's "
         f"schema: {printable(error.message, 200)} (option config)"
-        for error in validator.iter_errors(dict(config))
+        for error in errors
     ]
 
 

@@ -71,7 +71,7 @@ def read_module(config: WasmPolicyConfig, builtin_names: Collection[str]) -> Plu
     wasm = b""
     try:
         wasm = _read_file(config.module_path)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         problems.append(f"cannot read module_path {config.module_path!r}: {error}")
     else:
         if (found := _not_a_core_module(wasm)) is not None:

@@ -124,4 +124,5 @@ class WasmPolicy(Policy):
         self.failures[error.kind] += 1
         count = self.failures[error.kind]
         if str(count).strip("0") == "1":
-            _log.warning("%s (failure %d of this kind; %s decides)", error, count, self.fallback)
+            text = str(error)  # a record that is kept must not keep the error's frames
+            _log.warning("%s (failure %d of this kind; %s decides)", text, count, self.fallback)

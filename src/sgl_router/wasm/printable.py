@@ -7,3 +7,10 @@ def printable(text: str, limit: int = 1024) -> str:
     if not (cut.isascii() and cut.isprintable()):
         cut = cut.encode("unicode_escape").decode("ascii")
     return cut if len(text) <= limit else f"{cut}… ({len(text):,} characters)"
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A JSON value for a message; of a list or an object only the type, however deep it is."""
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__}"
+    return printable(repr(value), limit)

@@ -32,7 +32,7 @@ class WasmPolicyRegistry:
 
         Raises PluginRefused.
         """
-        name = config.name
+        name = str(config.name)  # of any type until it has been checked
         if name in self._plugins or name in self._loading:
             raise PluginRefused(name, ["a plugin of this name is loaded already; unload it first"])
         if self._runtime is None:

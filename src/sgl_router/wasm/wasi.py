@@ -42,16 +42,17 @@ class _Memory:
 
     def read(self, at: int, size: int) -> bytes:
         at &= 0xFFFFFFFF
-        self._check(at, size)
+        self.check(at, size)
         return bytes(self._memory.read(self._caller, at, at + size))
 
     def write(self, at: int, data: bytes) -> None:
         at &= 0xFFFFFFFF
-        self._check(at, len(data))
+        self.check(at, len(data))
         if data:
             self._memory.write(self._caller, data, at)
 
-    def _check(self, at: int, size: int) -> None:
+    def check(self, at: int, size: int) -> None:
+        """Raises _OutOfBounds where `size` bytes from `at`, which is unsigned, are not there."""
         if size < 0 or at + size > self._memory.data_len(self._caller):
             raise _OutOfBounds
 
@@ -161,6 +162,7 @@ class WasiHost:
             return _INVAL
         written = 0
         for at, size in struct.iter_unpack("<II", memory.read(vectors, 8 * count)):
+            memory.check(at, size)
             self.log_output(memory.read(at, min(size, self._output_left)))
             written += size
         memory.write(out, struct.pack("<I", written & 0xFFFFFFFF))

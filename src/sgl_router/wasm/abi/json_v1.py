@@ -10,7 +10,7 @@ from sgl_router.core.policy import Outcome
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.errors import DecisionError
-from sgl_router.wasm.printable import printable
+from sgl_router.wasm.printable import printable, shown
 
 MAX_RESULT_BYTES = 64 * 1024
 MAX_STATE_BYTES = 64 * 1024
@@ -109,7 +109,7 @@ def decode_answer(plugin: str, result: bytes) -> PluginAnswer:
     index = answer.get("selected_worker")
     if index is not None and type(index) is not int:
         raise DecisionError(
-            plugin, "out_of_range", f"selected_worker is {index!r:.80}; expected a whole number"
+            plugin, "out_of_range", f"selected_worker is {shown(index)}; expected a whole number"
         )
     return PluginAnswer(index, state)
 
@@ -117,11 +117,15 @@ def decode_answer(plugin: str, result: bytes) -> PluginAnswer:
 def merge_state(plugin: str, state: bytes, patch: dict[str, Any]) -> bytes:
     """The state with `patch` merged into it key by key; null removes a key.
 
-    Raises DecisionError (`bad_output`) where the result is larger than `MAX_STATE_BYTES`.
+    Raises DecisionError (`bad_output`) where the result is larger than `MAX_STATE_BYTES` or
+    nested more deeply than orjson writes (254 levels; it reads 1,024).
     """
     merged = orjson.loads(state)
     merged.update(patch)
-    encoded = orjson.dumps({key: value for key, value in merged.items() if value is not None})
+    try:
+        encoded = orjson.dumps({key: value for key, value in merged.items() if value is not None})
+    except orjson.JSONEncodeError as error:
+        raise DecisionError(plugin, "bad_output", f"its state is refused: {error}") from error
     if len(encoded) > MAX_STATE_BYTES:
         raise DecisionError(
             plugin,

@@ -1,0 +1,263 @@
+"""A router in this process, engines that follow a script, and a client that sees raw bytes."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sgl_router.config import RouterConfig
+from sgl_router.core.dispatch import Decision
+from sgl_router.core.policy import Outcome
+from sgl_router.errors import ProtocolError
+from sgl_router.http1.head import END
+from sgl_router.http1.request import RequestHead, RequestParser
+from sgl_router.http1.response import ResponseHead, ResponseParser
+from sgl_router.server import RouterServer
+
+PATIENCE_SECS = 20
+"""An upper bound on what never takes that long; only a failing test meets it."""
+
+
+@dataclass
+class Request:
+    """One request as an engine got it."""
+
+    head: RequestHead
+    body: bytes
+
+
+@dataclass
+class Response:
+    """One response as a client got it; `pieces` are the reads in which the body came."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes = b""
+    pieces: list[bytes] = field(default_factory=list)
+
+    def get(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key.lower() == name]
+
+
+class EngineSocket:
+    """An engine's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._parser = RequestParser()
+
+    async def request(self) -> Request | None:
+        """The next request, or None where the connection ends first."""
+        head: RequestHead | None = None
+        body = bytearray()
+        while True:
+            data = await self.reader.read(65_536)
+            if not data:
+                return None
+            for event in self._parser.feed(data):
+                if isinstance(event, RequestHead):
+                    head = event
+                elif event is END:
+                    assert head is not None
+                    return Request(head, bytes(body))
+                elif isinstance(event, ProtocolError):
+                    raise event
+                else:
+                    body += event
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+
+Script = Callable[[EngineSocket], Awaitable[None]]
+
+
+class ScriptedEngine:
+    """Runs a script for each connection, but answers health checks by itself."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.connections = 0
+        self.url = ""
+
+    async def __aenter__(self) -> "ScriptedEngine":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+                raise result
+
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.ensure_future(self._run(reader, writer)))
+
+    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await self._script(EngineSocket(reader, writer))
+        finally:
+            writer.close()
+
+
+def respond(body: bytes = b"{}", status: int = 200, extra: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %d Fine\r\n%bContent-Length: %d\r\n\r\n%b" % (status, extra, len(body), body)
+
+
+def answering(response: bytes, seen: list[Request] | None = None) -> Script:
+    """A script that answers each request alike."""
+
+    async def script(socket: EngineSocket) -> None:
+        while (request := await socket.request()) is not None:
+            if seen is not None:
+                seen.append(request)
+            await socket.send(response)
+
+    return script
+
+
+@dataclass
+class Placements:
+    """What the router's dispatcher told of finished requests."""
+
+    done: list[tuple[Decision, Outcome]] = field(default_factory=list)
+    _waiting: list[tuple[int, asyncio.Event]] = field(default_factory=list)
+
+    def add(self, decision: Decision, outcome: Outcome) -> None:
+        self.done.append((decision, outcome))
+        for count, event in self._waiting:
+            if len(self.done) >= count:
+                event.set()
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more requests have ended."""
+        event = asyncio.Event()
+        self._waiting.append((len(self.done) + count, event))
+        await event.wait()
+
+
+@asynccontextmanager
+async def running(
+    *urls: str,
+    placements: Placements | None = None,
+    entropy: Callable[[], int] | None = None,
+    **settings: Any,
+) -> AsyncIterator[RouterServer]:
+    """A router in front of these engines, all of them taken for healthy, on a free port.
+
+    When it ends, every load must be back at zero.
+    """
+    settings = {"disable_health_check": True, "policy": "round_robin", **settings}
+    config = RouterConfig(host="127.0.0.1", port=0, worker_urls=urls, **settings)
+    on_complete = None if placements is None else placements.add
+    server = RouterServer(config, entropy=entropy, on_complete=on_complete)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0)
+    assert [worker.load for worker in server.registry] == [0] * len(server.registry)
+
+
+class Client:
+    """A connection to the router."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._rest = b""
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def response(self, *, head_request: bool = False) -> Response:
+        """The next response; raises ProtocolError where the connection ends within it."""
+        parser = ResponseParser(to_head_request=head_request)
+        response = Response(0, [])
+        async with asyncio.timeout(PATIENCE_SECS):
+            while True:
+                # Byte by byte, so that the bytes of the next response are not fed to this parser.
+                data, self._rest = self._rest[:1], self._rest[1:]
+                if not data:
+                    self._rest = await self.reader.read(65_536)
+                    response.pieces.append(self._rest)
+                    if self._rest:
+                        continue
+                for event in parser.feed(data) if data else parser.feed_eof():
+                    if isinstance(event, ResponseHead):
+                        response.status, response.headers = event.status, event.headers
+                    elif isinstance(event, ProtocolError):
+                        raise event
+                    elif event is END:
+                        return response
+                    else:
+                        response.body += event
+
+    async def ask(
+        self, method: bytes, path: bytes, body: bytes = b"", extra: bytes = b""
+    ) -> Response:
+        """Send a request and read its response."""
+        length = b"Content-Length: %d\r\n" % len(body) if body else b""
+        await self.send(
+            b"%b %b HTTP/1.1\r\nHost: router\r\n%b%b\r\n%b" % (method, path, extra, length, body)
+        )
+        return await self.response(head_request=method == b"HEAD")
+
+    async def post(self, path: bytes = b"/v1/chat/completions", body: bytes = b"{}") -> Response:
+        return await self.ask(b"POST", path, body)
+
+    async def closed(self) -> bool:
+        """Whether the router closes the connection without sending anything more."""
+        async with asyncio.timeout(PATIENCE_SECS):
+            try:
+                return await self.reader.read(1) == b""
+            except ConnectionError:
+                return True
+
+
+@asynccontextmanager
+async def connected(server: RouterServer) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def within(awaitable: Awaitable[Any]) -> Any:
+    """The result, or a failure of the test after `PATIENCE_SECS`."""
+    async with asyncio.timeout(PATIENCE_SECS):
+        return await awaitable
+
+
+@contextmanager
+def deaf_url() -> Iterator[str]:
+    """A URL whose connections are neither accepted nor refused: its queue is full."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        with ExitStack() as stack:
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.1", port))
+            yield f"http://127.0.0.1:{port}"
+
+
+def free_url() -> str:
+    """A URL at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"

@@ -1,0 +1,274 @@
+"""Engines and clients that fail, and limits that are met."""
+
+import asyncio
+from contextlib import suppress
+
+import orjson
+import pytest
+
+from sgl_router.core.worker import Health
+from sgl_router.gateway import exchange, gateway, pool
+from tests.gateway.support import (
+    EngineSocket,
+    Placements,
+    Request,
+    ScriptedEngine,
+    answering,
+    connected,
+    deaf_url,
+    free_url,
+    respond,
+    running,
+    within,
+)
+
+POLICIES = ["round_robin", "least_connections"]
+
+
+def error_code(body: bytes) -> str:
+    error = orjson.loads(body)["error"]
+    assert set(error) == {"type", "code", "message", "param"}
+    code: str = error["code"]
+    return code
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_a_refused_connection_goes_to_another_worker(policy: str) -> None:
+    placements = Placements()
+    seen: list[Request] = []
+    async with (
+        ScriptedEngine(answering(respond(b"here"), seen)) as engine,
+        running(free_url(), engine.url, policy=policy, placements=placements) as server,
+        connected(server) as client,
+    ):
+        for _ in range(6):
+            assert (await client.post(body=b'{"n": 1}')).body == b"here"
+    assert [request.body for request in seen] == [b'{"n": 1}'] * 6
+    refused = [outcome for _, outcome in placements.done if outcome.error is not None]
+    served = [outcome for _, outcome in placements.done if outcome.error is None]
+    assert len(served) == 6
+    assert all(outcome.success for outcome in served)
+    assert refused, "round robin and equal loads both try the first worker at least once"
+    assert not any(outcome.success for outcome in refused)
+
+
+async def test_every_worker_refuses() -> None:
+    async with running(free_url(), free_url()) as server, connected(server) as client:
+        response = await client.post()
+        assert (response.status, error_code(response.body)) == (502, "call_upstream_connect_error")
+        assert len(response.get(b"x-request-id")) == 1
+
+
+async def test_refused_connections_count_for_health() -> None:
+    async with (
+        running(free_url(), health_failure_threshold=2) as server,
+        connected(server) as client,
+    ):
+        statuses = [(await client.post()).status for _ in range(3)]
+        assert statuses == [502, 502, 503]
+        assert [worker.health for worker in server.registry] == [Health.DOWN]
+
+
+async def test_a_reset_before_any_answer_goes_to_another_worker() -> None:
+    async def resets(socket: EngineSocket) -> None:
+        await socket.request()
+        socket.writer.transport.abort()
+
+    async with (
+        ScriptedEngine(resets) as bad,
+        ScriptedEngine(answering(respond(b"good"))) as good,
+        running(bad.url, good.url) as server,
+        connected(server) as client,
+    ):
+        assert (await client.post()).body == b"good"
+
+
+async def test_a_stale_connection_is_dialled_again_at_the_same_worker() -> None:
+    """An engine may close a kept connection just as a request is sent on it."""
+    second_came = 0
+
+    async def closes_when_used_again(socket: EngineSocket) -> None:
+        nonlocal second_came
+        await socket.request()
+        await socket.send(respond(b"%d" % engine.connections))
+        if await socket.request() is not None:
+            second_came += 1
+        socket.writer.transport.abort()
+
+    placements = Placements()
+    async with (
+        ScriptedEngine(closes_when_used_again) as engine,
+        running(engine.url, placements=placements) as server,
+        connected(server) as client,
+    ):
+        assert (await client.post()).body == b"1"
+        assert (await client.post()).body == b"2"
+    assert second_came == 1
+    assert [outcome.error for _, outcome in placements.done] == [None, None]
+
+
+async def test_connections_that_were_idle_for_long_are_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway, "IDLE_SECS", 0.0)
+    monkeypatch.setattr(gateway, "SWEEP_SECS", 0.01)
+    closed = asyncio.Event()
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.request()
+        await socket.send(respond())
+        assert await socket.request() is None
+        closed.set()
+
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url) as server,
+        connected(server) as client,
+    ):
+        await client.post()
+        await within(closed.wait())
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before the answer", "within the answer"])
+async def test_a_client_that_leaves_stops_its_engine(answered: bool) -> None:
+    closed = asyncio.Event()
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.request()
+        if answered:
+            await socket.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nfirst")
+        got.set()
+        with suppress(ConnectionResetError):
+            assert await socket.reader.read() == b""
+        closed.set()
+
+    got = asyncio.Event()
+    placements = Placements()
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url, placements=placements) as server,
+    ):
+        async with connected(server) as client:
+            await client.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}")
+            await within(got.wait())
+            if answered:
+                await within(client.reader.readuntil(b"first"))
+        await within(closed.wait())
+    assert [outcome.success for _, outcome in placements.done] == [False]
+
+
+async def test_a_client_that_leaves_within_its_body() -> None:
+    async with (
+        ScriptedEngine(answering(respond())) as engine,
+        running(engine.url, policy="least_connections") as server,
+    ):
+        async with connected(server) as client:
+            await client.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 9\r\n\r\n{")
+        async with connected(server) as client:
+            assert (await client.post()).status == 200
+        assert engine.connections == 1
+
+
+async def test_a_request_that_takes_too_long_is_ended_and_not_tried_again() -> None:
+    closed = asyncio.Event()
+
+    async def hangs(socket: EngineSocket) -> None:
+        await socket.request()
+        with pytest.raises(ConnectionResetError):
+            while await socket.reader.read(100):
+                pass
+            raise ConnectionResetError
+        closed.set()
+
+    async with (
+        ScriptedEngine(hangs) as engine,
+        ScriptedEngine(hangs) as other,
+        running(engine.url, other.url, request_timeout_secs=0.1) as server,
+        connected(server) as client,
+    ):
+        response = await client.post()
+        assert (response.status, error_code(response.body)) == (504, "call_upstream_timeout")
+        await within(closed.wait())
+        assert engine.connections + other.connections == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_is_too_large(policy: str, chunked: bool) -> None:
+    head = b"POST /v1/x HTTP/1.1\r\nHost: r\r\n"
+    async with (
+        ScriptedEngine(answering(respond())) as engine,
+        running(engine.url, policy=policy, max_payload_size=1000) as server,
+        connected(server) as client,
+    ):
+        if chunked:
+            await client.send(head + b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001)
+        else:
+            await client.send(head + b"Content-Length: 1001\r\n\r\n" + b"x" * 1001)
+        response = await client.response()
+        assert (response.status, error_code(response.body)) == (413, "request_body_too_large")
+        if not chunked:  # what is left of the body is dropped, and the connection can go on
+            assert (await client.post()).status == 200
+
+
+async def test_an_early_answer_ends_the_request() -> None:
+    """An engine answers before it has the whole body: the client gets that answer."""
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.reader.readuntil(b"part one")
+        await socket.send(respond(b"enough", 413))
+        await socket.reader.read()
+
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url) as server,
+        connected(server) as client,
+    ):
+        await client.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 16\r\n\r\npart one")
+        response = await client.response()
+        assert (response.status, response.body) == (413, b"enough")
+        await client.send(b"part two")
+        health = await client.ask(b"GET", b"/health")
+        assert health.status == 200
+
+
+async def test_a_large_body_that_was_passed_on_is_not_sent_twice() -> None:
+    """What was not kept cannot be replayed; the client learns that its request failed."""
+
+    async def resets(socket: EngineSocket) -> None:
+        await socket.reader.readexactly(exchange.REPLAY_BYTES + 2)
+        socket.writer.transport.abort()
+
+    size = exchange.REPLAY_BYTES + 500_000
+    async with (
+        ScriptedEngine(resets) as bad,
+        ScriptedEngine(answering(respond())) as good,
+        running(bad.url, good.url) as server,
+        connected(server) as client,
+    ):
+        await client.send(
+            b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n%b" % (size, b"x" * size)
+        )
+        response = await client.response()
+        assert response.status == 502
+        assert good.connections == 0
+
+
+async def test_a_worker_that_accepts_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CONNECT_SECS", 0.05)
+    with deaf_url() as deaf:
+        async with (
+            ScriptedEngine(answering(respond(b"here"))) as engine,
+            running(deaf, engine.url) as server,
+            connected(server) as client,
+        ):
+            assert (await client.post()).body == b"here"
+
+
+async def test_no_worker_is_healthy() -> None:
+    async with (
+        running(free_url(), disable_health_check=False) as server,
+        connected(server) as client,
+    ):
+        response = await client.post()
+        assert (response.status, error_code(response.body)) == (503, "no_available_workers")

@@ -1,0 +1,99 @@
+"""Back-pressure: a slow side holds up its own peer and nothing else, and memory stays bounded."""
+
+import asyncio
+
+from tests.gateway.support import (
+    EngineSocket,
+    ScriptedEngine,
+    answering,
+    connected,
+    deaf_url,
+    respond,
+    running,
+    within,
+)
+
+PIECE = b"x" * 65_536
+PIECES = 1024  # 64 MiB: far above what sockets and buffers of one connection hold
+HELD_BYTES = 24 * 1024 * 1024
+
+
+async def _write_until_held(writer: asyncio.StreamWriter, pieces: int) -> int:
+    """Write until a write does not get through for a while; returns the bytes written."""
+    written = 0
+    for _ in range(pieces):
+        writer.write(PIECE)
+        written += len(PIECE)
+        try:
+            async with asyncio.timeout(0.3):
+                await writer.drain()
+        except TimeoutError:
+            break
+    return written
+
+
+async def test_a_slow_client_holds_back_its_engine() -> None:
+    held = asyncio.get_running_loop().create_future()
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.request()
+        socket.writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (PIECES * len(PIECE))
+        )
+        written = await _write_until_held(socket.writer, PIECES)
+        held.set_result(written)
+        for _ in range(PIECES - written // len(PIECE)):
+            await socket.send(PIECE)
+        await socket.request()
+
+    async with (
+        ScriptedEngine(script) as engine,
+        ScriptedEngine(answering(respond(b"quick"))) as other,
+        running(engine.url, other.url) as server,
+        connected(server) as slow,
+        connected(server) as quick,
+    ):
+        await slow.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}")
+        assert await within(held) < HELD_BYTES
+        assert (await quick.post()).body == b"quick"
+        head = await within(slow.reader.readuntil(b"\r\n\r\n"))
+        assert b"200" in head
+        body = await within(slow.reader.readexactly(PIECES * len(PIECE)))
+        assert body == PIECE * PIECES
+
+
+async def test_a_slow_engine_holds_back_its_client() -> None:
+    read_on = asyncio.Event()
+    got = asyncio.get_running_loop().create_future()
+
+    async def script(socket: EngineSocket) -> None:
+        await within(read_on.wait())
+        request = await socket.request()
+        assert request is not None
+        got.set_result(request.body)
+        await socket.send(respond(b"done"))
+
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url) as server,
+        connected(server) as client,
+    ):
+        size = PIECES * len(PIECE)
+        await client.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n" % size)
+        written = await _write_until_held(client.writer, PIECES)
+        assert written < HELD_BYTES
+        read_on.set()
+        for _ in range(PIECES - written // len(PIECE)):
+            await client.send(PIECE)
+        assert await within(got) == PIECE * PIECES
+        assert (await client.response()).body == b"done"
+
+
+async def test_a_client_is_held_back_while_there_is_no_connection() -> None:
+    with deaf_url() as deaf:
+        async with running(deaf) as server, connected(server) as client:
+            size = PIECES * len(PIECE)
+            await client.send(
+                b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n" % size
+            )
+            assert await _write_until_held(client.writer, PIECES) < HELD_BYTES
