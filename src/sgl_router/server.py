@@ -95,7 +95,7 @@ class RouterServer:
             config.health_check_interval_secs,
             config.health_check_timeout_secs,
         )
-        self._gateway = Gateway(
+        gateway = Gateway(
             self._dispatcher,
             self._health,
             GatewaySettings(
@@ -105,7 +105,8 @@ class RouterServer:
             ),
             None if config.disable_health_check else checks,
         )
-        self.port = await self._gateway.start(config.host, config.port)
+        self.port = await gateway.start(config.host, config.port)
+        self._gateway = gateway
 
     async def use_policy(self, name: str) -> None:
         """Decide by another policy from the next request on: built in, loaded, or shipped.

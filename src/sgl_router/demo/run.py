@@ -4,7 +4,7 @@ import asyncio
 import signal
 import statistics
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -153,10 +153,9 @@ async def _send_all(options: DemoOptions, server: RouterServer, console: Console
                 advance()
             client.close()
 
-        loops: list[Awaitable[None]] = [
-            client_loop() for _ in range(min(options.concurrency, options.requests))
-        ]
-        await asyncio.gather(*loops)
+        # A quarter at most, so that either policy places a good part of them.
+        clients = min(options.concurrency, max(1, options.requests // 4))
+        await asyncio.gather(*(client_loop() for _ in range(clients)))
     return errors
 
 
