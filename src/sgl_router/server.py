@@ -74,8 +74,7 @@ class RouterServer:
     async def start(self) -> None:
         """Load the plugins and listen.
 
-        Raises ConfigError or PluginRefused where the settings cannot be used, OSError where the
-        address cannot.
+        Raises ConfigError or PluginRefused where the settings cannot be used.
         """
         config = self._config
         for plugin in _plugins_to_load(config, self.factory.list_builtin_policies()):
@@ -105,7 +104,13 @@ class RouterServer:
             ),
             None if config.disable_health_check else checks,
         )
-        self.port = await gateway.start(config.host, config.port)
+        try:
+            self.port = await gateway.start(config.host, config.port)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.host} port {config.port}: {error} "
+                "(options --host and --port)"
+            ) from error
         self._gateway = gateway
 
     async def use_policy(self, name: str) -> None:

@@ -73,10 +73,8 @@ class Sandbox:
     def _wasi_config(self, folder: str) -> wasmtime.WasiConfig:
         config = wasmtime.WasiConfig()
         config.preopen_dir(folder, GUEST_FOLDER)
-        config.stdout_custom = self._print
-        config.stderr_custom = self._print
+        # Not methods of the sandbox: wasmtime lets go of them some time after the store, on a
+        # thread of its own, and the folder would live as long.
+        config.stdout_custom = self.host.log_output
+        config.stderr_custom = self.host.log_output
         return config
-
-    def _print(self, data: bytes) -> int:
-        self.host.log_output(data)
-        return len(data)

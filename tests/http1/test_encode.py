@@ -1,0 +1,220 @@
+"""Heads as they are passed on: what is dropped, what is kept, and how a body is framed."""
+
+import pytest
+
+from sgl_router.http1.head import LAST_CHUNK, Headers, chunk
+from sgl_router.http1.request import RequestHead, encode_request_head
+from sgl_router.http1.response import ResponseHead, encode_response, encode_response_head
+from tests.http1.feeding import header_lines, one_request, one_response
+
+ID = (b"x-request-id", b"req-1")
+BETWEEN_NEIGHBOURS: Headers = [
+    (b"Connection", b"keep-alive"),
+    (b"Keep-Alive", b"timeout=5"),
+    (b"Proxy-Authenticate", b"Basic"),
+    (b"Proxy-Authorization", b"Basic eA=="),
+    (b"Proxy-Connection", b"keep-alive"),
+    (b"TE", b"trailers"),
+    (b"Trailer", b"X-Sum"),
+    (b"Upgrade", b"h2c"),
+    (b"HTTP2-Settings", b"AAMAAABk"),
+]
+PASSED_ON: Headers = [
+    (b"Authorization", b"Bearer k"),
+    (b"X-Two", b"1"),
+    (b"accept", b"*/*"),
+    (b"x-two", b"2"),
+    (b"X-EMPTY", b""),
+    (b"X-Odd", b"a  b\t\xe4"),
+]
+
+
+def request(headers: Headers, method: bytes = b"POST", target: bytes = b"/generate") -> RequestHead:
+    return RequestHead(method, target, headers, http10=False, keep_alive=True)
+
+
+def response(headers: Headers, status: int = 200, *, no_body: bool = False) -> ResponseHead:
+    return ResponseHead(status, b"OK", headers, keep_alive=True, no_body=no_body)
+
+
+def sent_to_engine(
+    head: RequestHead, request_id: tuple[bytes, bytes] | None = None
+) -> tuple[bytes, Headers]:
+    encoded = encode_request_head(head, b"engine:8000", b"/prefix", request_id)
+    assert encoded.endswith(b"\r\n\r\n") and encoded.count(b"\r\n\r\n") == 1
+    return encoded.partition(b"\r\n")[0], header_lines(encoded)
+
+
+def sent_to_client(
+    head: ResponseHead,
+    *,
+    to_http10: bool = False,
+    keep_alive: bool = True,
+    extra: Headers | None = None,
+) -> tuple[Headers, bool]:
+    encoded, chunked = encode_response_head(
+        head, to_http10=to_http10, keep_alive=keep_alive, extra=extra or []
+    )
+    assert encoded.startswith(b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason))
+    assert encoded.endswith(b"\r\n\r\n") and encoded.count(b"\r\n\r\n") == 1
+    return header_lines(encoded), chunked
+
+
+def test_the_request_line_and_host_are_the_engines() -> None:
+    head = request([(b"Host", b"router"), (b"X", b"y")], b"GET", b"/v1/models?a=b")
+    line, headers = sent_to_engine(head)
+    assert line == b"GET /prefix/v1/models?a=b HTTP/1.1"
+    assert headers == [(b"Host", b"engine:8000"), (b"X", b"y")]
+
+
+def test_two_hosts_become_one() -> None:
+    _, headers = sent_to_engine(request([(b"Host", b"one"), (b"host", b"two")]))
+    assert headers == [(b"Host", b"engine:8000")]
+
+
+def test_headers_keep_order_case_repetition_and_value() -> None:
+    _, headers = sent_to_engine(request(PASSED_ON))
+    assert headers[1:] == PASSED_ON
+    assert sent_to_client(response([*PASSED_ON, (b"Content-Length", b"0")]))[0][:-1] == PASSED_ON
+
+
+def test_what_is_between_two_neighbours_is_dropped() -> None:
+    mixed = [pair for pairs in zip(PASSED_ON, BETWEEN_NEIGHBOURS, strict=False) for pair in pairs]
+    mixed += BETWEEN_NEIGHBOURS
+    _, headers = sent_to_engine(request([*mixed, (b"Expect", b"100-continue")]))
+    assert headers[1:] == PASSED_ON
+    answered, _ = sent_to_client(response(mixed, no_body=True))
+    assert answered == PASSED_ON
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        [b"X-Private, keep-alive"],
+        [b"keep-alive,x-private"],
+        [b"X-PRIVATE"],
+        [b"  x-private\t, close"],
+        [b",,x-private,"],
+        [b"close", b"x-private"],
+        [b"x-private", b"keep-alive"],
+    ],
+)
+def test_what_connection_names_is_dropped(connection: list[bytes]) -> None:
+    named = [(b"Connection", value) for value in connection]
+    headers = [(b"X-Private", b"1"), *named, (b"X-Public", b"2"), (b"x-private", b"3")]
+    assert sent_to_engine(request(headers))[1][1:] == [(b"X-Public", b"2")]
+    assert sent_to_client(response(headers, no_body=True))[0] == [(b"X-Public", b"2")]
+
+
+@pytest.mark.parametrize("named", [b"Content-Length", b"Transfer-Encoding", b"Host"])
+def test_connection_cannot_unframe_a_message(named: bytes) -> None:
+    connection = (b"Connection", named)
+    assert sent_to_engine(request([connection, (b"Content-Length", b"5")]))[1] == [
+        (b"Host", b"engine:8000"),
+        (b"Content-Length", b"5"),
+    ]
+    assert sent_to_engine(request([connection, (b"Transfer-Encoding", b"chunked")]))[1] == [
+        (b"Host", b"engine:8000"),
+        (b"Transfer-Encoding", b"chunked"),
+    ]
+    assert sent_to_client(response([connection, (b"Content-Length", b"5")]))[0] == [
+        (b"Content-Length", b"5")
+    ]
+
+
+def test_the_request_id_is_added_where_the_caller_says_so() -> None:
+    assert sent_to_engine(request([(b"X", b"y")]), ID)[1][1:] == [(b"X", b"y"), ID]
+    own = (b"X-Request-ID", b"mine")
+    assert sent_to_engine(request([own]), None)[1][1:] == [own]
+
+
+def test_a_request_without_a_body_gets_no_framing() -> None:
+    assert sent_to_engine(request([], b"GET"))[1] == [(b"Host", b"engine:8000")]
+
+
+def test_framing_of_a_body_whose_length_is_known() -> None:
+    headers, chunked = sent_to_client(response([(b"content-length", b"5")]))
+    assert (headers, chunked) == ([(b"content-length", b"5")], False)
+
+
+@pytest.mark.parametrize(
+    "headers", [[(b"Transfer-Encoding", b"chunked")], []], ids=["chunked", "until close"]
+)
+def test_framing_of_a_body_whose_length_is_not_known(headers: Headers) -> None:
+    to_http11 = sent_to_client(response(headers))
+    assert to_http11 == ([(b"Transfer-Encoding", b"chunked")], True)
+    to_http10 = sent_to_client(response(headers), to_http10=True, keep_alive=False)
+    assert to_http10 == ([(b"Connection", b"close")], False)
+
+
+@pytest.mark.parametrize("to_http10", [False, True])
+def test_connection_is_said_where_it_is_not_the_versions_default(to_http10: bool) -> None:
+    known = response([(b"Content-Length", b"5"), (b"Connection", b"x")])
+    closing, _ = sent_to_client(known, to_http10=to_http10, keep_alive=False)
+    assert closing[1:] == [(b"Connection", b"close")]
+    keeping, _ = sent_to_client(known, to_http10=to_http10, keep_alive=True)
+    assert keeping[1:] == ([(b"Connection", b"keep-alive")] if to_http10 else [])
+
+
+@pytest.mark.parametrize(
+    "headers", [[(b"Transfer-Encoding", b"chunked")], [(b"Content-Length", b"5")]]
+)
+@pytest.mark.parametrize("status", [200, 304])
+def test_an_answer_without_a_body_says_how_one_would_be_framed(
+    status: int, headers: Headers
+) -> None:
+    """To a HEAD request, or 304 (RFC 9110, section 8.6; RFC 9112, section 6.1)."""
+    assert sent_to_client(response(headers, status, no_body=True)) == (headers, False)
+
+
+@pytest.mark.parametrize(
+    "headers", [[(b"Transfer-Encoding", b"chunked")], [(b"content-length", b"5")], []]
+)
+def test_204_is_never_framed(headers: Headers) -> None:
+    """A client that waited for the chunks it was promised would wait for ever."""
+    assert sent_to_client(response(headers, 204, no_body=True)) == ([], False)
+
+
+def test_extra_headers_of_an_answer() -> None:
+    headers, _ = sent_to_client(response([(b"Content-Length", b"0")]), extra=[ID, (b"A", b"b")])
+    assert headers == [(b"Content-Length", b"0"), ID, (b"A", b"b")]
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_an_answer_of_the_routers_own(keep_alive: bool) -> None:
+    encoded = encode_response(
+        503,
+        b"{}",
+        content_type=b"text/plain",
+        keep_alive=keep_alive,
+        extra=[(b"Retry-After", b"1")],
+    )
+    head, body = one_response(encoded)
+    assert (head.status, head.reason, body) == (503, b"Service Unavailable", b"{}")
+    assert head.keep_alive is keep_alive
+    assert head.get(b"content-type") == b"text/plain"
+    assert head.get(b"retry-after") == b"1"
+
+
+@pytest.mark.parametrize("status", [400, 413, 431, 501, 505])
+def test_every_status_of_a_refusal_can_be_answered(status: int) -> None:
+    assert one_response(encode_response(status, b""))[0].status == status
+
+
+def test_an_answer_of_the_routers_own_to_a_head_request() -> None:
+    whole = encode_response(200, b"hello")
+    assert encode_response(200, b"hello", with_body=False) == whole.removesuffix(b"hello")
+
+
+def test_a_chunk_is_never_the_last_one() -> None:
+    assert chunk(b"x" * 255) == b"ff\r\n" + b"x" * 255 + b"\r\n"
+    with pytest.raises(AssertionError):
+        chunk(b"")
+
+
+def test_a_chunked_request_reaches_the_engine_as_it_came() -> None:
+    head = request([(b"Host", b"router"), (b"Transfer-Encoding", b"Chunked")])
+    encoded = encode_request_head(head, b"engine:8000", b"", ID)
+    got, body = one_request(encoded + chunk(b"he") + chunk(b"llo") + LAST_CHUNK)
+    assert (got.chunked, got.content_length, body) == (True, None, b"hello")
+    assert got.get(b"x-request-id") == b"req-1"

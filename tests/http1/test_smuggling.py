@@ -1,0 +1,224 @@
+"""Framing that two HTTP implementations may read differently is refused, never guessed at.
+
+What is refused in the head makes no event but the error, so that nobody acts on the request.
+"""
+
+import pytest
+
+from sgl_router.errors import ProtocolError
+from sgl_router.http1.head import END, Headers
+from sgl_router.http1.request import RequestHead
+from sgl_router.http1.response import ResponseHead, ResponseParser
+from tests.http1.feeding import feed, refused_request, requests, responses
+
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: router\r\n\r\n"
+
+BAD_FRAMING = [
+    b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+    b"content-length: 5\r\nTRANSFER-ENCODING: chunked",
+    b"Content-Length: 5\r\nTransfer-Encoding: identity",
+    b"Content-Length: 5\r\nContent-Length: 5",
+    b"Content-Length: 5\r\nX: y\r\ncontent-length: 6",
+    b"Content-Length: 5, 5",
+    b"Content-Length: 5 5",
+    b"Content-Length: +5",
+    b"Content-Length: -5",
+    b"Content-Length: 0x5",
+    b"Content-Length: 5.0",
+    b"Content-Length: 5e1",
+    b"Content-Length: 5_0",
+    b'Content-Length: "5"',
+    b"Content-Length: \xb2",
+    b"Content-Length: five",
+    b"Content-Length:",
+    b"Content-Length: 5\x0b",
+    b"Content-Length: 9999999999999999999",
+    b"Content-Length: 18446744073709551621",
+    b"Content-Length : 5",
+    b"Content-Length\t: 5",
+    b"Content-Length\x00: 5",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+    b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked, chunked",
+    b"Transfer-Encoding: chunked, identity",
+    b"Transfer-Encoding: identity, chunked",
+    b"Transfer-Encoding: gzip, chunked",
+    b"Transfer-Encoding: chunked, gzip",
+    b"Transfer-Encoding: gzip",
+    b"Transfer-Encoding: identity",
+    b"Transfer-Encoding: xchunked",
+    b"Transfer-Encoding: chunkedx",
+    b"Transfer-Encoding: chunked;q=1",
+    b'Transfer-Encoding: "chunked"',
+    b"Transfer-Encoding: ,chunked",
+    b"Transfer-Encoding: chunked,",
+    b"Transfer-Encoding:",
+    b"Transfer-Encoding:\x0bchunked",
+    b"Transfer-Encoding: chunked\x0b",
+    b"Transfer-Encoding: chunked\x00",
+    b"Transfer-Encoding: chunked\t",
+    b"Transfer-Encoding : chunked",
+    b"Transfer-Encoding:\r\n chunked",
+    b"Transfer-Encoding: chu\r\n nked",
+]
+
+BAD_LINES = [
+    b"X: a\r\n b",
+    b"X: a\r\n\tb",
+    b"X: a\nY: b",
+    b"X: a\rY: b",
+    b"X: a\r\r",
+    b"X: a\n",
+    b"X: a\x00b",
+    b"X: a\x01b",
+    b"X: a\x7fb",
+    b"X\x00: a",
+    b"X\xff: a",
+    b"X : a",
+    b"X\t: a",
+    b"X Y: a",
+    b"(X): a",
+    b": a",
+    b"no colon",
+    b" X: a",
+]
+
+
+@pytest.mark.parametrize("lines", BAD_FRAMING + BAD_LINES)
+@pytest.mark.parametrize("first", [False, True], ids=["after Host", "first line"])
+def test_a_head_that_is_refused_in_a_request(lines: bytes, first: bool) -> None:
+    host = b"Host: router"
+    fields = [lines, host] if first else [host, lines]
+    head = b"POST /generate HTTP/1.1\r\n%b\r\n\r\n" % b"\r\n".join(fields)
+    assert refused_request(head + b"0\r\n\r\n" + HIDDEN) == 400
+
+
+@pytest.mark.parametrize("lines", BAD_FRAMING + BAD_LINES)
+def test_a_head_that_is_refused_in_an_answer(lines: bytes) -> None:
+    (error,) = responses(b"HTTP/1.1 200 OK\r\nServer: s\r\n%b\r\n\r\n0\r\n\r\n" % lines)
+    assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"POST / HTTP/1.1\nHost: router\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: router\n\n",
+        b"POST / HTTP/1.1\r\nHost: router\r\n\n",
+        b"POST / HTTP/1.1\r\nHost: router\n\r\n",
+        b"POST / HTTP/1.1\rHost: router\r\r",
+        b"POST / HTTP/1.1\r\n\rHost: router\r\n\r\n",
+    ],
+)
+def test_lines_end_with_cr_lf(data: bytes) -> None:
+    assert refused_request(data) == 400
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+def test_http_1_0_has_no_chunks(connection: bytes) -> None:
+    """RFC 9112, section 6.1: such a message's framing is faulty."""
+    head = b"POST / HTTP/1.0\r\nConnection: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % connection
+    assert refused_request(head + b"0\r\n\r\n") == 400
+
+
+BAD_CHUNKS = [
+    b"\r\nhello\r\n0\r\n\r\n",
+    b"+5\r\nhello\r\n0\r\n\r\n",
+    b"-5\r\nhello\r\n0\r\n\r\n",
+    b"0x5\r\nhello\r\n0\r\n\r\n",
+    b" 5\r\nhello\r\n0\r\n\r\n",
+    b"5 \r\nhello\r\n0\r\n\r\n",
+    b"5\t\r\nhello\r\n0\r\n\r\n",
+    b"5 5\r\nhello\r\n0\r\n\r\n",
+    b"5,5\r\nhello\r\n0\r\n\r\n",
+    b"g\r\nhello\r\n0\r\n\r\n",
+    b"\xb5\r\nhello\r\n0\r\n\r\n",
+    b"5\x00\r\nhello\r\n0\r\n\r\n",
+    b"5\nhello\r\n0\r\n\r\n",
+    b"5\rhello\r\n0\r\n\r\n",
+    b"5\r\rhello\r\n0\r\n\r\n",
+    b";x\r\nhello\r\n0\r\n\r\n",
+    b"5;x\nhello\r\n0\r\n\r\n",
+    b"5;x\rhello\r\n0\r\n\r\n",
+    b"5;x\x00\r\nhello\r\n0\r\n\r\n",
+    b'5;x="\n"\r\nhello\r\n0\r\n\r\n',
+    b'5;x="\r\nhello\r\n0\r\n\r\n',
+    b"10000000000000000\r\nhello\r\n0\r\n\r\n",
+    b"10000000000000005\r\nhello\r\n0\r\n\r\n",
+    b"5\r\nhello!\r\n0\r\n\r\n",
+    b"5\r\nhello0\r\n\r\n",
+    b"5\r\nhello\n0\r\n\r\n",
+    b"5\r\nhello\r0\r\n\r\n",
+    b"5\r\nhello\r\n\r\n0\r\n\r\n",
+    b"5\r\nhello\r\n0\n\n",
+    b"5\r\nhello\r\n0\r\n\n",
+    b"5\r\nhello\r\n0\r\rX: y\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nX: y\n\r\n",
+    b"5\r\nhello\r\n0\r\nX y\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nX: y\r\n z\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
+]
+
+
+TRAILING_ENCODING = b"5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("chunks", [*BAD_CHUNKS, TRAILING_ENCODING])
+def test_chunks_that_are_refused(chunks: bytes) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: router\r\nTransfer-Encoding: chunked\r\n\r\n"
+    first, *body, error = requests(head + chunks + HIDDEN)
+    assert isinstance(first, RequestHead)
+    assert body in ([], [b"hello"])
+    assert isinstance(error, ProtocolError) and error.status == 400
+
+
+@pytest.mark.parametrize("chunks", BAD_CHUNKS)
+def test_chunks_that_are_refused_in_an_answer(chunks: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    first, *body, error = responses(head + chunks)
+    assert isinstance(first, ResponseHead)
+    assert body in ([], [b"hello"])
+    assert isinstance(error, ProtocolError)
+
+
+def test_an_encoding_in_an_answers_trailer_frames_nothing() -> None:
+    """llhttp lets it through there; it must not stick to the connection's next answer."""
+    parser = ResponseParser()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert feed(parser, [head + TRAILING_ENCODING])[1:] == [b"hello", END]
+    assert feed(parser, [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"])[1:] == [b"hi", END]
+
+
+@pytest.mark.parametrize(
+    "name", [b"Transfer_Encoding", b"Transfer-Encodin", b"X-Transfer-Encoding", b"Content_Length"]
+)
+def test_a_name_that_only_looks_like_framing_frames_nothing(name: bytes) -> None:
+    value = b"5" if b"Length" in name else b"chunked"
+    events = requests(b"POST / HTTP/1.1\r\nHost: router\r\n%b: %b\r\n\r\n" % (name, value) + HIDDEN)
+    assert [event is END for event in events] == [False, True, False, True]
+    assert isinstance(events[2], RequestHead) and events[2].path == "/hidden"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")],
+        [(b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"5")],
+        [(b"Content-Length", b"5"), (b"content-length", b"5")],
+        [(b"Transfer-Encoding", b"chunked"), (b"transfer-encoding", b"chunked")],
+        [(b"Transfer-Encoding", b"gzip, chunked")],
+        [(b"Content-Length", b"+5")],
+        [(b"Content-Length", b"5, 5")],
+        [(b"Content-Length", b"")],
+        [(b"Content-Length", "٥".encode())],
+        [(b"Content-Length", b"9" * 19)],
+    ],
+)
+def test_a_head_refuses_ambiguous_framing_whatever_parsed_it(headers: Headers) -> None:
+    """The second line of defence: it must hold if the parser below it grows lenient."""
+    with pytest.raises(ProtocolError):
+        RequestHead(b"POST", b"/", headers, http10=False, keep_alive=True)
+    with pytest.raises(ProtocolError):
+        ResponseHead(200, b"OK", headers, keep_alive=True, no_body=False)

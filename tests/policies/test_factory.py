@@ -1,0 +1,119 @@
+"""Policies by name: built in, plugged in, and the plugins that are shipped."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import pytest
+
+from sgl_router.core.policy import Policy
+from sgl_router.errors import PluginRefused
+from sgl_router.policies import (
+    BUILTIN_POLICIES,
+    PolicyFactory,
+    WasmPolicyConfig,
+    shipped_plugins,
+)
+from tests.policies.pools import ask, view_of
+
+SHIPPED = ["least_connections", "weighted_random"]
+
+
+@pytest.fixture
+def factory() -> Iterator[PolicyFactory]:
+    made = PolicyFactory()
+    yield made
+    made.close()
+
+
+def shipped(name: str, config: Mapping[str, object] = MappingProxyType({})) -> WasmPolicyConfig:
+    return WasmPolicyConfig(str(shipped_plugins()[name]), name, config=config)
+
+
+@pytest.mark.parametrize("policy_type", BUILTIN_POLICIES, ids=lambda p: p.name)
+def test_a_builtin_policy_is_made_anew_by_each_call(
+    factory: PolicyFactory, policy_type: type[Policy]
+) -> None:
+    one = factory.create_by_name(policy_type.name)
+    other = factory.create_by_name(policy_type.name)
+    assert type(one) is type(other) is policy_type
+    assert one is not other
+
+
+@pytest.mark.parametrize("name", ["", "unknown", "wasm:", "wasm:unknown", "Random", "wasm:random"])
+def test_an_unknown_name_is_none(factory: PolicyFactory, name: str) -> None:
+    assert factory.create_by_name(name) is None
+
+
+def test_a_new_factory_has_the_builtins_and_no_plugin(factory: PolicyFactory) -> None:
+    assert factory.list_builtin_policies() == [policy.name for policy in BUILTIN_POLICIES]
+    assert factory.list_wasm_plugins() == []
+    assert not factory.unload_wasm_plugin("unknown")
+    assert not factory.unload_wasm_plugin("random")
+
+
+def test_what_is_shipped() -> None:
+    plugins = shipped_plugins()
+    assert list(plugins) == SHIPPED
+    assert all(path.is_file() for path in plugins.values())
+
+
+async def test_load_list_unload(factory: PolicyFactory) -> None:
+    for name in reversed(SHIPPED):
+        await factory.load_wasm_plugin(shipped(name))
+    assert factory.list_wasm_plugins() == list(reversed(SHIPPED))
+    policy = factory.create_by_name("weighted_random")
+    assert policy is not None
+    assert factory.create_by_name("wasm:weighted_random") is policy
+    assert factory.unload_wasm_plugin("weighted_random")
+    assert not factory.unload_wasm_plugin("weighted_random")
+    assert factory.create_by_name("weighted_random") is None
+    assert factory.list_wasm_plugins() == ["least_connections"]
+
+
+async def test_a_plugin_cannot_take_the_name_of_a_builtin(factory: PolicyFactory) -> None:
+    path = str(shipped_plugins()["least_connections"])
+    with pytest.raises(PluginRefused):
+        await factory.load_wasm_plugin(WasmPolicyConfig(path, "random"))
+    assert factory.list_wasm_plugins() == []
+    assert type(factory.create_by_name("random")) is BUILTIN_POLICIES[0]
+
+
+async def test_a_refused_plugin_leaves_nothing_and_can_be_loaded_later(
+    factory: PolicyFactory,
+) -> None:
+    with pytest.raises(PluginRefused):
+        await factory.load_wasm_plugin(shipped("least_connections", config={"no": "such option"}))
+    assert factory.list_wasm_plugins() == []
+    await factory.load_wasm_plugin(shipped("least_connections"))
+    assert factory.list_wasm_plugins() == ["least_connections"]
+
+
+async def test_least_connections_decides_with_its_defaults(factory: PolicyFactory) -> None:
+    await factory.load_wasm_plugin(shipped("least_connections"))
+    policy = factory.create_by_name("least_connections")
+    assert policy is not None and policy.fallback in factory.list_builtin_policies()
+    assert ask(policy, view_of([3, 0, 1, 2], down=[1]), entropy=2**52) == 2
+    tied = view_of([4, 1, 1])
+    assert {ask(policy, tied, entropy) for entropy in (0, 1, 2**52, 2**53 - 1)} == {1, 2}
+
+
+async def test_weighted_random_decides_with_its_defaults(factory: PolicyFactory) -> None:
+    await factory.load_wasm_plugin(shipped("weighted_random"))
+    policy = factory.create_by_name("weighted_random")
+    assert policy is not None
+    view = view_of([0, 0, 0, 0], down=[2])
+    sixths = [2**53 // 6 * i for i in (1, 3, 5)]  # the middles of three equal shares
+    assert [ask(policy, view, entropy) for entropy in sixths] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+async def test_a_shipped_plugin_decides_alike_for_the_same_entropy(
+    factory: PolicyFactory, name: str
+) -> None:
+    await factory.load_wasm_plugin(shipped(name))
+    policy = factory.create_by_name(name)
+    assert policy is not None
+    view = view_of([2, 2, 5, 2], down=[3])
+    for entropy in (0, 1, 2**30, 2**52 + 1, 2**53 - 1):
+        assert ask(policy, view, entropy) == ask(policy, view, entropy)
+        assert ask(policy, view, entropy) in view.eligible

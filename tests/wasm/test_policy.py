@@ -1,0 +1,307 @@
+"""A plugin as a policy: what it decides, what is kept, and every way to fail once it is loaded.
+
+Most guests here decide well in an instance's first call, so that they pass the trial at load,
+and fail in the second.
+"""
+
+import gc
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+
+import orjson
+import pytest
+
+from sgl_router.core.policy import Outcome
+from sgl_router.errors import DecisionError
+from sgl_router.wasm.policy import WasmPolicy
+from tests.wasm.guests import ANSWER_AT, LOOP, Bench, guest, request, second_call, text_at, view
+
+BAD_AT = 4096
+REMEMBERS = '{"selected_worker": 0, "state": {"n": 1}}'
+DEEP = "(func $deep (result i32) (i32.add (call $deep) (i32.const 1)))"
+TABLE = "(table 1 funcref) (type $nothing (func))"
+OUTCOME = Outcome("http://10.0.0.1:30000", True, 200, 81.2, 913.4, 64, None)
+
+# (what the second call does, how that failure is called, what its text names)
+TRAPS = [
+    ("(unreachable)", "trap", "unreachable"),
+    ("(drop (i32.load (i32.const 65533)))", "trap", "out of bounds"),
+    ("(i32.store (i32.const -4) (i32.const 0))", "trap", "out of bounds"),
+    ("(drop (i32.div_u (i32.const 1) (i32.const 0)))", "trap", "divide by zero"),
+    ("(drop (i32.div_s (i32.const 0x80000000) (i32.const -1)))", "trap", "overflow"),
+    ("(drop (i32.trunc_f32_u (f32.const nan)))", "trap", "integer"),
+    ("(call_indirect (type $nothing) (i32.const 0))", "trap", ""),
+    ("(call_indirect (type $nothing) (i32.const 9))", "trap", ""),
+    ("(drop (call $deep))", "trap", "stack"),
+    (LOOP, "timeout", "max_execution_time_ms (20)"),
+    ("(loop $l (call $nop) (br $l))", "timeout", "max_execution_time_ms"),
+    ("(loop $l (drop (memory.grow (i32.const 0))) (br $l))", "timeout", "max_execution_time_ms"),
+    (
+        "(loop $l (memory.fill (i32.const 0) (i32.const 0) (i32.const 0)) (br $l))",
+        "timeout",
+        "max_execution_time_ms",
+    ),
+    (
+        "(loop $l (memory.copy (i32.const 0) (i32.const 1) (i32.const 1000)) (br $l))",
+        "timeout",
+        "max_execution_time_ms",
+    ),
+    ("(return (i32.const 0))", "bad_output", "0x0"),
+    ("(return (i32.const 65536))", "bad_output", "0x10000"),
+    ("(return (i32.const -1))", "bad_output", "0xffffffff"),
+    ("(return (i32.const 0x80000000))", "bad_output", "0x80000000"),
+    (
+        "(memory.fill (i32.const 60000) (i32.const 120) (i32.const 5536))"
+        "(return (i32.const 60000))",
+        "bad_output",
+        "5,536",
+    ),
+    (
+        "(i32.store8 (i32.const 65535) (i32.const 120)) (return (i32.const 65535))",
+        "bad_output",
+        "NUL",
+    ),
+    ("(return (i32.const 65535))", "bad_output", "JSON"),
+]
+
+# (the second answer, how that failure is called, what its text names)
+ANSWERS = [
+    ("not JSON", "bad_output", "JSON"),
+    (b"\xff\xfe", "bad_output", "JSON"),
+    ("[0]", "bad_output", "object"),
+    ('{"selected_worker": 3}', "out_of_range", "3"),
+    ('{"selected_worker": -1}', "out_of_range", "-1"),
+    ('{"selected_worker": 2147483648}', "out_of_range", "2147483648"),
+    ('{"selected_worker": 9007199254740992}', "out_of_range", "9007199254740992"),
+    ('{"selected_worker": 1e999}', "bad_output", "JSON"),
+    ('{"selected_worker": 0.0}', "out_of_range", "0.0"),
+    ('{"selected_worker": "0"}', "out_of_range", "'0'"),
+    ('{"selected_worker": true}', "out_of_range", "True"),
+    ('{"selected_worker": 1}', "unhealthy_pick", "http://10.0.0.1:30001"),
+    ('{"selected_worker": 0, "error": "no\\n\\u001b[31m"}', "plugin_error", "no\\n\\x1b[31m"),
+    ('{"selected_worker": 1, "state": {"n": 2}}', "unhealthy_pick", ""),
+    ('{"selected_worker": 0, "state": [2]}', "bad_output", "state"),
+    ('{"error": "' + "x" * 5000 + '"}', "plugin_error", "x" * 1024 + "…"),
+]
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed is freed by its last reference."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def failure_of(policy: WasmPolicy) -> DecisionError:
+    """The failure of one decision, without the frames that it passed through."""
+    try:
+        policy.select_worker(view(True, False, True), request())
+    except DecisionError as error:
+        return error.with_traceback(None)
+    raise AssertionError("the decision did not fail")
+
+
+def decide(policy: WasmPolicy) -> int | None:
+    return policy.select_worker(view(True, False, True), request())
+
+
+async def fails_once(policy: WasmPolicy, kind: str, named: str) -> None:
+    """Good, bad, good: what the bad decision leaves behind."""
+    assert decide(policy) == 0
+    failure = failure_of(policy)
+    assert failure.kind == kind
+    assert failure.policy == "plugin"
+    assert named in failure.detail
+    assert failure.detail.isprintable()
+    assert policy.failures == {kind: 1}
+    assert orjson.loads(policy._state) == {"n": 1}
+    policy._instance = None  # those that only answered badly have still theirs
+    assert decide(policy) == 0
+    assert policy.decisions == 3
+
+
+@pytest.mark.parametrize(("body", "kind", "named"), TRAPS)
+async def test_a_call_that_fails(bench: Bench, body: str, kind: str, named: str) -> None:
+    wasm = guest(REMEMBERS, select_worker=second_call(body), extra=f"{DEEP} {TABLE} (func $nop)")
+    await fails_once(await bench.policy(wasm, max_execution_time_ms=20), kind, named)
+
+
+@pytest.mark.parametrize(("answer", "kind", "named"), ANSWERS)
+async def test_an_answer_that_fails(
+    bench: Bench, answer: str | bytes, kind: str, named: str
+) -> None:
+    wasm = guest(
+        REMEMBERS,
+        select_worker=second_call(f"(return (i32.const {BAD_AT}))"),
+        extra=text_at(BAD_AT, answer),
+    )
+    await fails_once(await bench.policy(wasm), kind, named)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "named"),
+    [
+        ("(return (i32.const 0))", "out_of_memory", "max_memory_bytes is 1,048,576"),
+        ("(return (i32.const -1))", "bad_output", "0xffffffff"),
+        ("(return (i32.const 0x80000000))", "bad_output", "0x80000000"),
+        ("(return (i32.const 65536))", "bad_output", "0x10000"),
+        ("(return (i32.const 65535))", "bad_output", "0xffff"),
+        ("(unreachable)", "trap", "unreachable"),
+        (LOOP, "timeout", "max_execution_time_ms (20)"),
+    ],
+)
+async def test_an_allocation_that_fails(bench: Bench, body: str, kind: str, named: str) -> None:
+    wasm = guest(
+        REMEMBERS,
+        select_worker=second_call(""),
+        alloc=f"""(if (i32.eq (global.get $calls) (i32.const 1)) (then {body}))
+                  (call $bump (local.get $size))""",
+    )
+    await fails_once(await bench.policy(wasm, max_execution_time_ms=20), kind, named)
+
+
+@pytest.mark.parametrize("body", [LOOP, "(unreachable)", "(drop (i32.load (i32.const -1)))"])
+async def test_a_dealloc_that_fails_loses_no_decision(
+    bench: Bench, body: str, no_collector: None
+) -> None:
+    wasm = guest(REMEMBERS, dealloc=body)
+    policy = await bench.policy(wasm, max_execution_time_ms=20)
+    for _ in range(2):
+        policy._instance = policy._live_instance()
+        instance = weakref.ref(policy._instance)
+        assert decide(policy) == 0
+        assert orjson.loads(policy._state) == {"n": 1}
+        assert instance() is None, "thrown away, and freed"
+    assert not policy.failures
+
+
+async def test_a_state_too_large_is_refused_and_the_old_one_kept(bench: Bench) -> None:
+    answer = '{"selected_worker": 0, "state": {"a": "' + "x" * 40_000 + '"}}'
+    other = answer.replace('"a"', '"b"')
+    wasm = guest(
+        answer,
+        memory='(memory (export "memory") 5)',
+        extra=text_at(100_000, other) + "(func $big (global.set $heap (i32.const 150000)))",
+        init="(call $big)",
+        select_worker=second_call("(return (i32.const 100000))"),
+    )
+    policy = await bench.policy(wasm)
+    assert decide(policy) == 0
+    failure = failure_of(policy)
+    assert failure.kind == "bad_output"
+    assert "65,536" in failure.detail
+    assert orjson.loads(policy._state) == {"a": "x" * 40_000}
+
+
+async def test_a_dead_instance_is_freed_by_its_last_reference(
+    bench: Bench, no_collector: None
+) -> None:
+    for name, body in (
+        ("traps", "(unreachable)"),
+        ("loops", LOOP),
+        ("lies", "(return (i32.const 0))"),
+    ):
+        wasm = guest(select_worker=second_call(body))
+        policy = await bench.policy(wasm, name, max_execution_time_ms=20)
+        assert policy._instance is not None
+        decide(policy)
+        instance, store = weakref.ref(policy._instance), weakref.ref(policy._instance._store)
+        failure_of(policy)
+        assert instance() is None
+        assert store() is None
+
+
+async def test_no_worker_is_an_answer(bench: Bench) -> None:
+    policy = await bench.policy(guest('{"selected_worker": null, "state": {"n": 1}}'))
+    assert decide(policy) is None
+    assert orjson.loads(policy._state) == {"n": 1}
+
+
+async def test_the_same_snapshot_judges_that_was_shown(bench: Bench) -> None:
+    policy = await bench.policy(guest('{"selected_worker": 1}'))
+    assert policy.select_worker(view(True, True), request()) == 1
+    with pytest.raises(DecisionError, match="unhealthy_pick"):
+        policy.select_worker(view(True, False), request())
+    with pytest.raises(DecisionError, match="out_of_range"):
+        policy.select_worker(view(True), request())
+
+
+async def test_a_deep_recursion_on_another_thread_is_a_trap(bench: Bench) -> None:
+    policy = await bench.policy(guest(select_worker=second_call("(drop (call $deep))"), extra=DEEP))
+    decide(policy)
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(failure_of(policy).kind))
+    thread.start()
+    thread.join()
+    assert found == ["trap"]
+
+
+async def test_the_trial_leaves_no_trace(bench: Bench) -> None:
+    count = second_call(f"(return (i32.const {BAD_AT}))")
+    wasm = guest(REMEMBERS, select_worker=count, extra=text_at(BAD_AT, '{"selected_worker": 2}'))
+    policy = await bench.policy(wasm)
+    assert policy._state == b"{}"
+    assert policy.decisions == 0
+    assert [decide(policy), decide(policy)] == [0, 2], "the instance had not been called before"
+
+
+async def test_failures_are_logged_at_powers_of_ten(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    policy = await bench.policy(guest('{"error": "\\u001b[2J\\nno %s"}'), fallback="round_robin")
+    for _ in range(11):
+        failure_of(policy)
+    assert policy.failures == {"plugin_error": 11}
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2
+    assert all("plugin" in text and "\\x1b[2J\\nno %s" in text for text in texts)
+    assert all("round_robin" in text for text in texts)
+
+
+def told(body: str) -> str:
+    return f'(func (export "on_request_complete") (param $ptr i32) (param $len i32) {body})'
+
+
+async def test_a_plugin_learns_how_a_request_ended(bench: Bench) -> None:
+    digit = ANSWER_AT + len('{"selected_worker": ')
+    wasm = guest(extra=told(f"(i32.store8 (i32.const {digit}) (i32.const {ord('2')}))"))
+    policy = await bench.policy(wasm)
+    assert decide(policy) == 0
+    policy.on_request_complete(OUTCOME)
+    assert decide(policy) == 2
+    assert not policy.failures
+
+
+def test_what_it_is_told(bench: Bench) -> None:
+    keep = "(memory.copy (i32.const 0) (local.get $ptr) (i32.const 10))"
+    wasm = guest(extra=told(keep), select_worker="(call $hex (i32.const 0) (i32.const 10))")
+    instance = bench.instance(wasm)
+    instance.on_request_complete(b'{"worker":7}', now_ms=0)
+    assert bytes.fromhex(instance.select_worker(b"{}", 0, 0).decode()) == b'{"worker":'
+
+
+@pytest.mark.parametrize(("body", "kind"), [("(unreachable)", "trap"), (LOOP, "timeout")])
+async def test_a_failure_to_learn_fails_nothing_else(
+    bench: Bench, body: str, kind: str, no_collector: None
+) -> None:
+    policy = await bench.policy(guest(REMEMBERS, extra=told(body)), max_execution_time_ms=20)
+    decide(policy)
+    assert policy._instance is not None
+    instance = weakref.ref(policy._instance)
+    policy.on_request_complete(OUTCOME)
+    assert instance() is None
+    assert policy.failures == {kind: 1}
+    assert decide(policy) == 0
+    assert orjson.loads(policy._state) == {"n": 1}
+
+
+async def test_a_plugin_that_does_not_want_outcomes_is_not_called(bench: Bench) -> None:
+    policy = await bench.policy(guest())
+    policy.on_request_complete(OUTCOME)
+    assert not policy.failures
+    assert policy.decisions == 0

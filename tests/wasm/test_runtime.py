@@ -1,0 +1,97 @@
+"""The clock that bounds guests, and what the engine leaves out."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from sgl_router.errors import DecisionError
+from sgl_router.policies import PolicyFactory
+from sgl_router.wasm import runtime as runtime_module
+from sgl_router.wasm.runtime import WasmRuntime, make_engine
+from tests.wasm.guests import LOOP, Bench, assemble, guest
+
+
+def parked(runtime: WasmRuntime) -> bool:
+    """Whether the clock stops within a bounded number of looks."""
+    pause = threading.Event()
+    return any(runtime._parked or pause.wait(0.01) for _ in range(1000))
+
+
+def test_the_clock_stops_when_it_is_closed() -> None:
+    runtime = WasmRuntime()
+    assert runtime._ticker.is_alive()
+    runtime.close()
+    assert not runtime._ticker.is_alive()
+
+
+def test_a_parked_clock_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_module, "_PARK_AFTER_SECS", 0.002)
+    runtime = WasmRuntime()
+    assert parked(runtime)
+    runtime.close()
+    assert not runtime._ticker.is_alive()
+
+
+def test_a_call_after_the_clock_was_parked_is_bounded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_module, "_PARK_AFTER_SECS", 0.1)  # longer than the call's limit
+    runtime = WasmRuntime()
+    bench = Bench(tmp_path, runtime, PolicyFactory())
+    instance = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=20)
+    assert parked(runtime)
+    kinds: list[str] = []
+
+    def call() -> None:
+        try:
+            instance.select_worker(b"{}", 0, 0)
+        except DecisionError as error:
+            kinds.append(error.kind)
+
+    thread = threading.Thread(target=call, daemon=True)  # so that a failure here is no hang
+    thread.start()
+    thread.join(30)
+    assert kinds == ["timeout"]
+    runtime.close()
+
+
+async def test_closing_the_factory_stops_its_clock(bench: Bench) -> None:
+    factory = PolicyFactory()
+    await factory.load_wasm_plugin(bench.config(guest()))
+    names = [thread.name for thread in threading.enumerate()]
+    factory.close()
+    assert factory.list_wasm_plugins() == []
+    left = [thread.name for thread in threading.enumerate()]
+    assert names.count("wasm-epochs") == left.count("wasm-epochs") + 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "(memory 1 1 shared)",
+        "(memory i64 1)",
+        "(memory 1) (memory 1)",
+        "(func $f (return_call $f))",
+        "(tag $t) (func (throw $t))",
+        "(type $s (struct (field i32)))",
+        "(type $f (func)) (func (param (ref $f)))",
+        "(func (param v128) (drop (i8x16.relaxed_swizzle (local.get 0) (local.get 0))))",
+    ],
+)
+def test_what_a_policy_does_not_need_is_off(fields: str) -> None:
+    wasm = assemble(f"(module {fields})")
+    with pytest.raises(wasmtime.WasmtimeError):
+        wasmtime.Module(make_engine(), wasm)
+
+
+def test_what_toolchains_emit_by_default_is_on() -> None:
+    wasm = assemble(
+        """(module (memory 1) (table 1 funcref)
+          (func (param i32) (result i32 i32) (i32.extend8_s (local.get 0)) (i32.const 1))
+          (func (memory.fill (i32.const 0) (i32.const 0) (i32.const 1)))
+          (func (result i32) (i32.trunc_sat_f32_u (f32.const 1)))
+          (func (param v128) (result v128) (i8x16.neg (local.get 0))))"""
+    )
+    assert wasmtime.Module(make_engine(), wasm)
