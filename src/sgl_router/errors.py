@@ -43,7 +43,8 @@ class PluginRefused(RouterError):
         assert reasons, "a refusal says why"
         self.plugin = plugin
         self.reasons = tuple(reasons)
-        super().__init__(f"plugin {plugin!r} refused: " + "; ".join(reasons))
+        shown = [*reasons[:20], f"and {len(reasons) - 20} more"] if len(reasons) > 20 else reasons
+        super().__init__(f"plugin {plugin!r} refused: " + "; ".join(shown))
 
 
 class DecisionError(RouterError):

@@ -198,3 +198,15 @@ def test_the_hosts_own_copy_decides(bench: Bench) -> None:
 def test_a_result_may_overlap_the_input(bench: Bench) -> None:
     instance = bench.instance(guest(select_worker="(local.get $ptr)"))
     assert instance.select_worker(b"over\0lap", 0, 0) == b"over"
+
+
+@pytest.mark.parametrize(("end", "fits"), [(65_536, True), (65_537, False)])
+def test_an_allocation_may_reach_exactly_the_end_of_memory(
+    bench: Bench, end: int, fits: bool
+) -> None:
+    instance = bench.instance(guest("fine", alloc=f"(i32.sub (i32.const {end}) (local.get $size))"))
+    if fits:
+        assert instance.select_worker(b"{}" * 50, 0, 0) == b"fine"
+    else:
+        with pytest.raises(DecisionError, match="0x10000"):
+            instance.select_worker(b"{}" * 50, 0, 0)

@@ -260,7 +260,6 @@ async def test_failures_are_logged_at_powers_of_ten(
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 2
     assert all("plugin" in text and "\\x1b[2J\\nno %s" in text for text in texts)
-    assert all("round_robin" in text for text in texts)
 
 
 def told(body: str) -> str:

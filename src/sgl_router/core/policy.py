@@ -7,7 +7,7 @@ from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that triples what making one costs, for every request
 class Outcome:
     """How a request that was placed on a worker has ended.
 

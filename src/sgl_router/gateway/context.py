@@ -1,6 +1,7 @@
 """What all exchanges of one gateway share."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -43,6 +44,7 @@ class GatewayContext:
     settings: limits.
     new_request_id: an id for a request that has none, by path.
     exchanges: all that are under way.
+    clock: monotonic seconds; uvloop's own are whole milliseconds, too coarse for first-token times.
     draining: whether the router is about to stop: connections are not kept any more.
     """
 
@@ -52,5 +54,6 @@ class GatewayContext:
     settings: GatewaySettings
     new_request_id: Callable[[str], str]
     loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float] = time.perf_counter
     exchanges: set[Expiring] = field(default_factory=set)
     draining: bool = False

@@ -156,6 +156,8 @@ class ClientConnection(asyncio.Protocol):
             else:
                 assert isinstance(event, ProtocolError)
                 self._on_error(event)
+            if self._exchange is not None and (not events or not self._request_open):
+                self._exchange.on_read()
         else:
             self.reading.release(Hold.PIPELINED)
         self._processing = False

@@ -65,11 +65,13 @@ class Exchange:
         "_first_byte_at",
         "_head",
         "_keep_alive",
+        "_last_chunk_sent",
         "_received",
         "_replayable",
         "_request",
         "_request_id",
         "_response",
+        "_sent",
         "_started_at",
         "client_reading",
         "deadline",
@@ -83,11 +85,13 @@ class Exchange:
         path = head.path
         self._request_id = request_id_of(head, context, path)
         self._request = RequestView(self._request_id.value, path)
-        self._started_at = context.loop.time()
+        self._started_at = context.clock()
         self.deadline = self._started_at + context.settings.request_timeout_secs
         self._collect = context.dispatcher.policy.needs_body
         self._body: list[bytes] = []
         self._received = 0
+        self._sent = 0
+        self._last_chunk_sent = False
         self._body_over = False
         self._replayable = True
         self._attempts = 0
@@ -111,8 +115,6 @@ class Exchange:
             return
         if self._head.expects_continue:
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self._collect:
-            self._place()
 
     def on_body(self, data: bytes) -> None:
         """A piece of the request's body."""
@@ -120,26 +122,27 @@ class Exchange:
         if self._received > self._context.settings.max_payload_bytes:
             self._fail(_too_large(self._context.settings.max_payload_bytes))
             return
-        if self._engine is not None:
-            self._engine.write(chunk(data) if self._head.chunked else data)
-            if self._received > REPLAY_BYTES and not self._collect:
-                self._replayable = False
-                self._body.clear()
-        elif self._received > WAITING_BYTES and not self._collect:
-            self.client_reading.hold(Hold.NO_ENGINE)
-        if self._replayable:
-            self._body.append(data)
+        self._body.append(data)
 
     def on_body_end(self) -> None:
         """The request is complete."""
         self._body_over = True
+
+    def on_read(self) -> None:
+        """All that one read from the client completed has been told: act on it, with one write."""
         if self._engine is not None:
-            if self._head.chunked:
-                self._engine.write(LAST_CHUNK)
-        elif self._collect:
-            self._request.body = b"".join(self._body)
-            self._body = [self._request.body] if self._request.body else []
+            self._send_body(self._engine, [])
+            if self._received > REPLAY_BYTES and not self._collect:
+                self._replayable = False
+                self._body.clear()
+                self._sent = 0
+        elif self._attempts == 0 and (self._body_over or not self._collect):
+            if self._collect:
+                self._body = [b"".join(self._body)] if self._body else []
+                self._request.body = self._body[0] if self._body else b""
             self._place()
+        if self._dial is not None and self._received > WAITING_BYTES and not self._collect:
+            self.client_reading.hold(Hold.NO_ENGINE)
 
     def on_client_gone(self) -> None:
         """Nobody waits for the answer any more: the engine may stop."""
@@ -189,12 +192,24 @@ class Exchange:
         self._engine = engine
         head, worker = self._head, engine.worker
         engine.begin(self, head_request=head.method == b"HEAD")
-        parts = [encode_request_head(head, worker.authority, worker.prefix, self._request_id.added)]
-        parts.extend(map(chunk, self._body) if head.chunked else self._body)
-        if self._body_over and head.chunked:
-            parts.append(LAST_CHUNK)
-        engine.write(b"".join(parts))
+        self._sent = 0
+        self._last_chunk_sent = False
+        request_id = self._request_id.added
+        self._send_body(
+            engine, [encode_request_head(head, worker.authority, worker.prefix, request_id)]
+        )
         self.client_reading.release(Hold.NO_ENGINE)
+
+    def _send_body(self, engine: EngineConnection, parts: list[bytes]) -> None:
+        """Write `parts` and what has come of the body since the last time."""
+        unsent = self._body[self._sent :]
+        self._sent = len(self._body)
+        parts.extend(map(chunk, unsent) if self._head.chunked else unsent)
+        if self._body_over and self._head.chunked and not self._last_chunk_sent:
+            self._last_chunk_sent = True
+            parts.append(LAST_CHUNK)
+        if parts:
+            engine.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _try_another(self, decision: Decision, error: EngineError) -> None:
         """Nothing of an answer has arrived, so that nothing can be generated twice."""
@@ -281,7 +296,7 @@ class Exchange:
             return
         self._chunks += 1
         if self._first_byte_at is None:
-            self._first_byte_at = self._context.loop.time()
+            self._first_byte_at = self._context.clock()
         self._client.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _answered(self, *, reusable: bool) -> None:
@@ -295,7 +310,7 @@ class Exchange:
                 and self._body_over
                 and self._head.method != b"HEAD"
             ):
-                self._context.pool.put(engine, self._context.loop.time())
+                self._context.pool.put(engine, self._context.clock())
             else:
                 engine.abort()
         self._finish(None)
@@ -356,7 +371,7 @@ class Exchange:
                 success=error is None and status is not None and status < 500,
                 status=status,
                 ttft_ms=None if first is None else (first - self._started_at) * 1000,
-                duration_ms=(self._context.loop.time() - self._started_at) * 1000,
+                duration_ms=(self._context.clock() - self._started_at) * 1000,
                 output_chunks=self._chunks,
                 error=error,
             ),

@@ -77,7 +77,7 @@ class Gateway:
             await self._checks.stop()
         if self._sweep is not None:
             self._sweep.cancel()
-        self._context.pool.close_idle(before=self._loop.time())
+        self._context.pool.close_idle(before=self._context.clock())
         await asyncio.sleep(0)  # lets the connections that were closed say so
         return complete
 
@@ -95,7 +95,7 @@ class Gateway:
 
     def _expire(self) -> None:
         """End requests whose time is up and close connections that were idle for long."""
-        now = self._loop.time()
+        now = self._context.clock()
         for exchange in [e for e in self._context.exchanges if e.deadline <= now]:
             exchange.expire()
         self._context.pool.close_idle(before=now - IDLE_SECS)

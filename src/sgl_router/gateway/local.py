@@ -155,7 +155,7 @@ class LocalExchange:
         self._client = client
         self._head = head
         self._task: asyncio.Task[None] | None = None
-        self.deadline = context.loop.time() + context.settings.request_timeout_secs
+        self.deadline = context.clock() + context.settings.request_timeout_secs
 
     def start(self) -> None:
         self._context.exchanges.add(self)
@@ -166,6 +166,9 @@ class LocalExchange:
 
     def on_body_end(self) -> None:
         """The answer does not wait for it."""
+
+    def on_read(self) -> None:
+        """Nothing is passed on."""
 
     def on_client_gone(self) -> None:
         self._context.exchanges.discard(self)

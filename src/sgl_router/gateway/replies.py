@@ -1,6 +1,6 @@
 """Answers of the router's own, and the request id that every answer carries."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -12,8 +12,7 @@ from sgl_router.http1.response import encode_response
 REQUEST_ID_HEADER = b"x-request-id"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestId:
+class RequestId(NamedTuple):
     """Attributes:
     value: as policies and the log see it.
     header: what the answer carries.

@@ -27,7 +27,7 @@ class EngineConnection(asyncio.Protocol):
     Attributes:
         worker: whose it is.
         reused: whether it has carried an exchange before the one that is on it now.
-        idle_since: when its last exchange ended, on the event loop's clock.
+        idle_since: when its last exchange ended, in seconds of the gateway's clock.
         reading: holds back the engine while its client is slow.
     """
 

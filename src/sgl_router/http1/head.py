@@ -38,6 +38,9 @@ HOP_BY_HOP = frozenset(
 )
 
 
+_PLAIN_CONNECTION = frozenset({b"keep-alive", b"close"})
+
+
 class Head:
     """The part before the body.
 
@@ -48,55 +51,56 @@ class Head:
         keep_alive: whether the connection can be used again after the body.
     """
 
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive")
+    __slots__ = ("_fields", "_names", "chunked", "content_length", "headers", "keep_alive")
 
     def __init__(self, headers: Headers, *, keep_alive: bool) -> None:
         """Raises ProtocolError where the framing is ambiguous (RFC 9112, section 6.3)."""
         self.headers = headers
         self.keep_alive = keep_alive
+        self._names = names = [name.lower() for name, _ in headers]
+        # The last to be put in is the first that came.
+        self._fields = fields = dict(zip(reversed(names), reversed(headers), strict=True))
         self.content_length: int | None = None
-        self.chunked = False
-        for name, value in headers:
-            lower = name.lower()
-            if lower == b"content-length":
-                self._set_content_length(value)
-            elif lower == b"transfer-encoding":
-                if value.lower() != b"chunked" or self.chunked:
-                    raise ProtocolError("only the transfer encoding chunked is supported")
-                self.chunked = True
-        if self.chunked and self.content_length is not None:
-            raise ProtocolError("both Content-Length and Transfer-Encoding are given")
-
-    def _set_content_length(self, value: bytes) -> None:
-        if self.content_length is not None:
-            raise ProtocolError("Content-Length is given more than once")
-        if not value.isdigit() or len(value) > 18:
-            raise ProtocolError("Content-Length is not a number")
-        self.content_length = int(value)
+        self.chunked = b"transfer-encoding" in fields
+        if b"content-length" in fields:
+            self.content_length = self._only_content_length()
+        if self.chunked:
+            if self.content_length is not None:
+                raise ProtocolError("both Content-Length and Transfer-Encoding are given")
+            if [value.lower() for value in self.get_all(b"transfer-encoding")] != [b"chunked"]:
+                raise ProtocolError("only the transfer encoding chunked is supported")
 
     def get(self, name: bytes) -> bytes | None:
-        """The first value of a header, by its lower-case name."""
-        for key, value in self.headers:
-            if len(key) == len(name) and key.lower() == name:
-                return value
-        return None
+        """A header's value, by its lower-case name; of several the first."""
+        field = self._fields.get(name)
+        return None if field is None else field[1]
 
-    def end_to_end(self) -> list[bytes]:
+    def get_all(self, name: bytes) -> list[bytes]:
+        """All values of a header, by its lower-case name."""
+        return [v for key, (_, v) in zip(self._names, self.headers, strict=True) if key == name]
+
+    def end_to_end(self) -> bytes:
         """The lines of the headers that are passed on: all but those between two neighbours."""
         dropped = HOP_BY_HOP
-        for name, value in self.headers:
-            if (
-                len(name) == len(b"connection")
-                and name.lower() == b"connection"
-                and value.lower() not in (b"keep-alive", b"close")
-            ):
-                named = {token.strip().lower() for token in value.split(b",")}
-                dropped |= named - {b"content-length"}
-        return [
-            b"%b: %b\r\n" % (name, value)
-            for name, value in self.headers
-            if name.lower() not in dropped
+        if b"connection" in self._fields:
+            for value in self.get_all(b"connection"):
+                if value.lower() not in _PLAIN_CONNECTION:
+                    named = {token.strip().lower() for token in value.split(b",")}
+                    dropped |= named - {b"content-length"}
+        kept = [
+            b": ".join(header)
+            for name, header in zip(self._names, self.headers, strict=True)
+            if name not in dropped
         ]
+        return b"\r\n".join([*kept, b""])
+
+    def _only_content_length(self) -> int:
+        values = self.get_all(b"content-length")
+        if len(values) > 1:
+            raise ProtocolError("Content-Length is given more than once")
+        if not values[0].isdigit() or len(values[0]) > 18:
+            raise ProtocolError("Content-Length is not a number")
+        return int(values[0])
 
 
 def head_size(headers: Headers) -> int:

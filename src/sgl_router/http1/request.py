@@ -12,11 +12,12 @@ class RequestHead(Head):
     Attributes:
         method: upper case.
         target: as it came, path and query.
+        path: the target's path, without the query.
         http10: whether the client speaks HTTP/1.0, and so cannot read chunks.
         expects_continue: whether the client waits for `100 Continue` with its body.
     """
 
-    __slots__ = ("expects_continue", "http10", "method", "target")
+    __slots__ = ("expects_continue", "http10", "method", "path", "target")
 
     def __init__(
         self, method: bytes, target: bytes, headers: Headers, *, http10: bool, keep_alive: bool
@@ -24,14 +25,10 @@ class RequestHead(Head):
         super().__init__(headers, keep_alive=keep_alive)
         self.method = method
         self.target = target
+        self.path = target.partition(b"?")[0].decode("latin-1")
         self.http10 = http10
         expect = self.get(b"expect")
         self.expects_continue = expect is not None and expect.lower() == b"100-continue"
-
-    @property
-    def path(self) -> str:
-        """The target's path, without the query."""
-        return self.target.partition(b"?")[0].decode("latin-1")
 
 
 RequestEvent = RequestHead | bytes | End | ProtocolError
@@ -47,11 +44,13 @@ class RequestParser:
         self._headers: Headers = []
         self._in_head = True
         self._silent_bytes = 0
+        self._head_may_have = 0
 
     def feed(self, data: bytes) -> list[RequestEvent]:
         """What `data` completes; a ProtocolError comes last, and nothing may be fed after it."""
         events: list[RequestEvent] = []
         self._events = events
+        self._head_may_have = self._silent_bytes + len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -77,7 +76,10 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         parser = self._parser
         self._in_head = False
-        if head_size(self._headers) + len(self._target) > MAX_HEAD_BYTES:
+        if (
+            self._head_may_have > MAX_HEAD_BYTES
+            and head_size(self._headers) + len(self._target) > MAX_HEAD_BYTES
+        ):
             raise _head_too_large()
         if parser.should_upgrade():  # its body would be taken for the other protocol's bytes
             raise ProtocolError("upgrades and CONNECT are not supported", status=501)
@@ -129,11 +131,8 @@ def encode_request_head(
     """
     lines = [
         b"%b %b%b HTTP/1.1\r\nHost: %b\r\n" % (head.method, prefix, head.target, authority),
-        *head.end_to_end(),
+        head.end_to_end(),
+        b"%b: %b\r\n" % request_id if request_id is not None else b"",
+        b"Transfer-Encoding: chunked\r\n\r\n" if head.chunked else b"\r\n",
     ]
-    if request_id is not None:
-        lines.append(b"%b: %b\r\n" % request_id)
-    if head.chunked:
-        lines.append(b"Transfer-Encoding: chunked\r\n")
-    lines.append(b"\r\n")
     return b"".join(lines)

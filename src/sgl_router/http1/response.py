@@ -46,12 +46,14 @@ class ResponseParser:
         self._head: ResponseHead | None = None
         self._in_head = True
         self._silent_bytes = 0
+        self._head_may_have = 0
         self._informational = False
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
         """What `data` completes; a ProtocolError comes last, and nothing may be fed after it."""
         events: list[ResponseEvent] = []
         self._events = events
+        self._head_may_have = self._silent_bytes + len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -99,7 +101,7 @@ class ResponseParser:
     def on_headers_complete(self) -> None:
         parser = self._parser
         status = parser.get_status_code()
-        if head_size(self._headers) > MAX_HEAD_BYTES:
+        if self._head_may_have > MAX_HEAD_BYTES and head_size(self._headers) > MAX_HEAD_BYTES:
             raise _head_too_large()
         if status < 100:
             raise ProtocolError(f"{status:03} is not a status")
@@ -142,7 +144,7 @@ def encode_response_head(
     A body of unknown length is chunked for HTTP/1.1 clients and ends with the connection for
     HTTP/1.0 ones; for those `keep_alive` must be False.
     """
-    lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), *head.end_to_end()]
+    lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), head.end_to_end()]
     lines.extend([b"%b: %b\r\n" % pair for pair in extra])
     chunked = (head.chunked or head.until_close) and not to_http10
     if head.status == 204:  # must not be framed (RFC 9110, section 8.6; RFC 9112, section 6.1)

@@ -125,4 +125,4 @@ class WasmPolicy(Policy):
         count = self.failures[error.kind]
         if str(count).strip("0") == "1":
             text = str(error)  # a record that is kept must not keep the error's frames
-            _log.warning("%s (failure %d of this kind; %s decides)", text, count, self.fallback)
+            _log.warning("%s (failure %d of this kind)", text, count)

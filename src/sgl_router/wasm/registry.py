@@ -26,6 +26,7 @@ class WasmPolicyRegistry:
         self._plugins: dict[str, WasmPolicy] = {}
         self._loading: set[str] = set()
         self._runtime: WasmRuntime | None = None
+        self._closed = False
 
     async def load(self, config: WasmPolicyConfig) -> WasmPolicy:
         """Read, check, compile, instantiate and try out a plugin, in a thread.
@@ -35,6 +36,7 @@ class WasmPolicyRegistry:
         name = str(config.name)  # of any type until it has been checked
         if name in self._plugins or name in self._loading:
             raise PluginRefused(name, ["a plugin of this name is loaded already; unload it first"])
+        self._closed = False
         if self._runtime is None:
             self._runtime = WasmRuntime()
         self._loading.add(name)
@@ -42,6 +44,10 @@ class WasmPolicyRegistry:
             policy = await asyncio.to_thread(self._build, config, self._runtime)
         finally:
             self._loading.discard(name)
+            if self._closed:
+                self._stop_clock()
+        if self._closed:
+            raise PluginRefused(name, ["the router stopped while it was being loaded"])
         self._plugins[name] = policy
         _log.info("plugin %s loaded from %s, sha256 %s", name, config.module_path, policy.digest)
         return policy
@@ -58,8 +64,13 @@ class WasmPolicyRegistry:
 
     def close(self) -> None:
         """Unload every plugin and stop the clock."""
+        self._closed = True
         self._plugins.clear()
-        if self._runtime is not None:
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        """Not while a plugin is being loaded: an endless `init` would never be stopped."""
+        if self._runtime is not None and not self._loading:
             self._runtime.close()
             self._runtime = None
 

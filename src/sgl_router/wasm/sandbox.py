@@ -37,12 +37,13 @@ class Sandbox:
         self.host = WasiHost(config.name)
         self._folder: str | None = None
         if has_files(module.grants):
-            self._folder = tempfile.mkdtemp(prefix=f"sgl-router-{config.name}-")
+            self._folder = _new_folder(config.name)
             # Not when the plugin is unloaded: a router may still be deciding by it.
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
             linker = wasmtime.Linker(runtime.engine)
-            self.host.define(linker, module.grants)
+            with runtime.linking:
+                self.host.define(linker, module.grants)
             self._linked = linker.instantiate_pre(wasmtime.Module(runtime.engine, module.wasm))
         except wasmtime.WasmtimeError as error:
             raise PluginRefused(
@@ -63,7 +64,8 @@ class Sandbox:
             memories=1,
         )
         if self._folder is not None:
-            store.set_wasi(self._wasi_config(self._folder))
+            with self.runtime.linking:
+                store.set_wasi(self._wasi_config(self._folder))
         return store
 
     def instantiate(self, store: wasmtime.Store) -> wasmtime.Instance:
@@ -78,3 +80,12 @@ class Sandbox:
         config.stdout_custom = self.host.log_output
         config.stderr_custom = self.host.log_output
         return config
+
+
+def _new_folder(plugin: str) -> str:
+    try:
+        return tempfile.mkdtemp(prefix=f"sgl-router-{plugin}-")
+    except OSError as error:
+        raise PluginRefused(
+            plugin, [f"no private directory can be made for wasi:filesystem: {error}"]
+        ) from error

@@ -62,7 +62,8 @@ class WasiHost:
 
     Attributes:
         exit_code: what the guest passed to `proc_exit`, or None; the call has then failed.
-        stop: ends the guest's call under way; set by the instance that is being called.
+        stop: sets the deadline of the guest's call under way to now; set by the instance that is
+            being called. A function that runs already goes by the deadline it was entered with.
     """
 
     def __init__(self, plugin: str) -> None:
