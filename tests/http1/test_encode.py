@@ -106,6 +106,17 @@ def test_what_connection_names_is_dropped(connection: list[bytes]) -> None:
     assert sent_to_client(response(headers, no_body=True))[0] == [(b"X-Public", b"2")]
 
 
+def test_each_connection_header_names_its_own() -> None:
+    headers = [
+        (b"A", b"1"),
+        (b"B", b"2"),
+        (b"C", b"3"),
+        (b"Connection", b"a"),
+        (b"connection", b"b"),
+    ]
+    assert sent_to_engine(request(headers))[1][1:] == [(b"C", b"3")]
+
+
 @pytest.mark.parametrize("named", [b"Content-Length", b"Transfer-Encoding", b"Host"])
 def test_connection_cannot_unframe_a_message(named: bytes) -> None:
     connection = (b"Connection", named)

@@ -98,6 +98,12 @@ def test_power_of_two_compares_every_pair_equally_often(view: WorkerView, start:
     assert chosen == expected
 
 
+@settings(deadline=None)
+@given(count=st.integers(2, 9), entropy=ENTROPY)
+def test_power_of_two_keeps_the_first_of_two_equals(count: int, entropy: int) -> None:
+    assert ask(PowerOfTwo(), view_of([3] * count), entropy) == entropy % count
+
+
 def test_power_of_two_prefers_by_rank() -> None:
     view = view_of([30, 10, 40, 20])
     chosen = Counter(ask(PowerOfTwo(), view, entropy) for entropy in range(12))

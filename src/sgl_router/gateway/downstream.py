@@ -1,6 +1,7 @@
 """The client's side: one connection, its requests one after the other."""
 
 import asyncio
+import logging
 from collections import deque
 from typing import cast
 
@@ -12,6 +13,8 @@ from sgl_router.gateway.local import LocalExchange, route
 from sgl_router.gateway.replies import REQUEST_ID_HEADER, error_reply
 from sgl_router.http1.head import END
 from sgl_router.http1.request import RequestEvent, RequestHead, RequestParser
+
+_log = logging.getLogger(__name__)
 
 DISCARD_BYTES = 1024 * 1024
 """How much of a body is read after its request has been answered, to keep the connection."""
@@ -141,11 +144,20 @@ class ClientConnection(asyncio.Protocol):
         if self._processing:
             return  # an exchange that was answered at once: the loop below goes on
         self._processing = True
+        try:
+            self._act()
+        except Exception:  # noqa: BLE001 (the outermost callback of everything a client causes)
+            _log.exception("a request failed")
+            self._transport.abort()
+        finally:
+            self._processing = False
+
+    def _act(self) -> None:
         events = self._events
         while events and not self._transport.is_closing():
             if self._exchange is not None and not self._request_open:
                 self.reading.hold(Hold.PIPELINED)
-                break
+                return
             event = events.popleft()
             if type(event) is bytes:
                 self._on_body(event)
@@ -158,9 +170,7 @@ class ClientConnection(asyncio.Protocol):
                 self._on_error(event)
             if self._exchange is not None and (not events or not self._request_open):
                 self._exchange.on_read()
-        else:
-            self.reading.release(Hold.PIPELINED)
-        self._processing = False
+        self.reading.release(Hold.PIPELINED)
 
     def _on_head(self, head: RequestHead) -> None:
         self._request_open = True

@@ -183,6 +183,10 @@ class Exchange:
             if self._context.health.observe(decision.worker, ok=False):
                 _log.warning("%r: %s", decision.worker, error)
             self._try_another(decision, error)
+        except Exception:  # noqa: BLE001 (the outermost callback: the client gets an answer)
+            self._dial = None
+            _log.exception("request %s failed", self._request.id)
+            self._fail(RequestError(500, "internal_error", "the router failed; its log says why"))
         else:
             self._dial = None
             self._send(engine)

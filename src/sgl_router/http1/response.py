@@ -132,7 +132,7 @@ class ResponseParser:
 
 def _head_too_large() -> ProtocolError:
     return ProtocolError(
-        f"the head of the engine's answer, or its trailers, are larger than {MAX_HEAD_BYTES:,} bytes"
+        f"the engine's answer has a head, or trailers, of more than {MAX_HEAD_BYTES:,} bytes"
     )
 
 

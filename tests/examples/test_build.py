@@ -1,0 +1,116 @@
+"""The build script, and that what it builds behaves like what is shipped."""
+
+import asyncio
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from sgl_router.core.registry import WorkerRegistry
+from sgl_router.core.request import RequestView
+from sgl_router.core.worker import Health, Worker
+from sgl_router.policies import PolicyFactory, WasmPolicyConfig, shipped_plugins
+from tests.wasm.guests import Bench
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "build_wasm_plugins.sh"
+
+
+def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def rebuilt(rust_toolchain: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every example, and the guide's plugin, built from source."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for arguments in ([], [str(ROOT / "tests" / "guide_plugin")]):
+        built = script("build", "--out", str(folder), *arguments)
+        assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_the_golden_decisions_of_what_was_built(rebuilt: Path) -> None:
+    golden = ROOT / "tests" / "wasm" / "test_golden_decisions.py"
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(golden), "--plugin-dir", str(rebuilt)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.parametrize("name", sorted(shipped_plugins()))
+def test_what_is_shipped_decides_like_what_is_built(name: str, rebuilt: Path, bench: Bench) -> None:
+    shipped = bench.instance(shipped_plugins()[name].read_bytes(), name="shipped")
+    built = bench.instance((rebuilt / f"{name}.wasm").read_bytes(), name="built")
+    draw = random.Random(0)
+    for _ in range(500):
+        payload = orjson.dumps(made_up_input(draw))
+        assert shipped.select_worker(payload, 0, 0) == built.select_worker(payload, 0, 0)
+
+
+def made_up_input(draw: random.Random) -> dict[str, object]:
+    urls = [f"http://10.0.0.{i}:30000" for i in range(draw.randrange(12))]
+    return {
+        "workers": [
+            {"url": url, "healthy": draw.random() < 0.8, "load": draw.randrange(4)} for url in urls
+        ],
+        "request_text": None,
+        "config": {"weights": {url: draw.randrange(5) for url in urls if draw.random() < 0.7}},
+        "state": {},
+        "entropy": draw.getrandbits(53),
+    }
+
+
+def test_the_guides_plugin_with_the_guides_settings(rebuilt: Path) -> None:
+    async def decide() -> list[int | None]:
+        factory = PolicyFactory()
+        await factory.load_wasm_plugin(
+            WasmPolicyConfig(
+                module_path=str(rebuilt / "my_policy_plugin.wasm"),
+                name="my_policy",
+                max_execution_time_ms=1000,
+                max_memory_bytes=1024 * 1024,
+                allowed_syscalls=[],
+                config={},
+            )
+        )
+        assert factory.list_wasm_plugins() == ["my_policy"]
+        policy = factory.create_by_name("my_policy")
+        assert policy is not None
+        registry = WorkerRegistry()
+        for port in (1, 2, 3):
+            registry.add(Worker(f"http://127.0.0.1:{port}", Health.UP))
+        request = RequestView("r", "/v1/chat/completions", b'{"messages": []}')
+        chosen = [policy.select_worker(registry.view(), request) for _ in range(6)]
+        assert factory.unload_wasm_plugin("my_policy") is True
+        assert factory.unload_wasm_plugin("my_policy") is False
+        assert factory.create_by_name("my_policy") is None
+        factory.close()
+        return chosen
+
+    chosen = asyncio.run(decide())
+    assert sorted(set(chosen), key=str) == [0, 1, 2], "it takes turns, by the state it keeps"
+    assert chosen[:3] == chosen[3:]
+
+
+def test_a_name_that_does_not_exist() -> None:
+    refused = script("build", "no_such_plugin")
+    assert refused.returncode == 1
+    for part in ("no_such_plugin", "least_connections", "weighted_random"):
+        assert part in refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["bake"], ["build", "--fast"]])
+def test_wrong_use(arguments: list[str]) -> None:
+    refused = script(*arguments)
+    assert refused.returncode == 2
+    assert "usage" in refused.stderr
