@@ -112,11 +112,11 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, *, keep_alive: bool) -> None:
         """The exchange has ended; what is left of its request is read and dropped."""
         self._exchange = None
-        self._keep = keep_alive
+        self._keep = keep_alive and not self._context.draining
         self._discarded = 0
         if self._request_open:
             return
-        if keep_alive:
+        if self._keep:
             self._process()
         else:
             self._transport.close()

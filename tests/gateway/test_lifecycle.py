@@ -1,0 +1,164 @@
+"""Start, health over time, and the end: draining, and what is cut off."""
+
+import asyncio
+import signal
+from typing import Any
+
+import orjson
+import pytest
+
+from sgl_router.core.registry import WorkerRegistry
+from sgl_router.core.worker import Health
+from sgl_router.errors import ConfigError, PluginRefused, ProtocolError
+from sgl_router.gateway import checks
+from tests.end_to_end.process import launched
+from tests.gateway.support import (
+    EngineSocket,
+    ScriptedEngine,
+    answering,
+    connected,
+    free_url,
+    respond,
+    running,
+    within,
+)
+
+
+async def health_becomes(registry: WorkerRegistry, health: Health) -> None:
+    """Wait until every worker has this health."""
+    while any(worker.health is not health for worker in registry):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+async def test_health_checks_decide_who_gets_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "RECOVERY_SECS", 0.01)
+    status = 503
+
+    async def script(socket: EngineSocket) -> None:
+        while (request := await socket.request()) is not None:
+            healthy = request.head.path == "/up"
+            await socket.send(respond(status=status if healthy else 200))
+
+    settings: dict[str, Any] = {
+        "disable_health_check": False,
+        "health_check_endpoint": "/up",
+        "health_check_interval_secs": 0.01,
+    }
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url, **settings) as server,
+        connected(server) as client,
+    ):
+        await within(health_becomes(server.registry, Health.DOWN))
+        assert (await client.post()).status == 503
+        assert (await client.ask(b"GET", b"/readiness")).status == 503
+        status = 200
+        await within(health_becomes(server.registry, Health.UP))
+        assert (await client.post()).status == 200
+        assert (await client.ask(b"GET", b"/readiness")).status == 200
+        status = 500
+        await within(health_becomes(server.registry, Health.DOWN))
+
+
+async def test_draining_finishes_what_is_under_way() -> None:
+    go_on, got = asyncio.Event(), asyncio.Event()
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.request()
+        await socket.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        got.set()
+        await within(go_on.wait())
+        await socket.send(b"1\r\nb\r\n0\r\n\r\n")
+
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url) as server,
+        connected(server) as busy,
+        connected(server) as idle,
+    ):
+        await idle.ask(b"GET", b"/health")
+        answer = asyncio.ensure_future(busy.post())
+        await within(got.wait())
+        stopping = asyncio.ensure_future(server.stop(60))
+        assert await idle.closed(), "a connection without a request is closed at once"
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", server.port)
+        assert not stopping.done()
+        go_on.set()
+        assert (await within(answer)).body == b"ab"
+        assert await within(stopping) is True
+
+
+async def test_what_takes_longer_than_the_grace_period_is_cut_off() -> None:
+    closed = asyncio.Event()
+
+    async def hangs(socket: EngineSocket) -> None:
+        await socket.request()
+        got.set()
+        await socket.request()
+        closed.set()
+
+    got = asyncio.Event()
+    async with (
+        ScriptedEngine(hangs) as engine,
+        running(engine.url) as server,
+        connected(server) as client,
+    ):
+        answer = asyncio.ensure_future(client.post())
+        await within(got.wait())
+        assert await within(server.stop(0.01)) is False
+        with pytest.raises((ProtocolError, ConnectionError)):
+            await answer
+        await within(closed.wait())
+
+
+async def test_a_second_signal_ends_at_once() -> None:
+    got = asyncio.Event()
+
+    async def hangs(socket: EngineSocket) -> None:
+        await socket.request()
+        got.set()
+        await socket.request()
+
+    async with ScriptedEngine(hangs) as engine:
+        with launched("--worker-urls", engine.url, "--disable-health-check") as router:
+            port = int(router.url.rpartition(":")[2])
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}")
+            await within(got.wait())
+            router.process.send_signal(signal.SIGTERM)
+            assert router.process.stderr is not None
+            line = await asyncio.to_thread(router.process.stderr.readline)
+            assert "stopping" in line
+            router.process.send_signal(signal.SIGINT)
+            assert await within(asyncio.to_thread(router.process.wait)) == 1
+            writer.transport.abort()
+
+
+async def test_the_policy_is_swapped_by_name() -> None:
+    async with (
+        ScriptedEngine(answering(respond())) as engine,
+        running(engine.url) as server,
+        connected(server) as client,
+    ):
+        for name in ("least_connections", "wasm:least_connections", "random"):
+            await server.use_policy(name)
+            assert (await client.post()).status == 200
+        with pytest.raises(ConfigError):
+            await server.use_policy("fastest")
+        assert (await client.post()).status == 200
+
+
+async def test_a_plugin_that_is_refused_leaves_nothing_behind() -> None:
+    with pytest.raises(PluginRefused):
+        async with running(free_url(), policy="/nowhere/missing.wasm"):
+            raise AssertionError("it must not start")
+
+
+async def test_the_router_says_what_it_is_asked_before_any_worker_is_up() -> None:
+    async with (
+        running(free_url(), disable_health_check=False) as server,
+        connected(server) as client,
+    ):
+        listing = orjson.loads((await client.ask(b"GET", b"/workers")).body)
+        assert listing["workers"][0]["status"] in ("pending", "not_ready")
