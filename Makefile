@@ -35,6 +35,7 @@ clean:
 .venv/ready-test: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --editable '.[test,engine]' || \
+	LLAMA_CPP_BUILD_JOBS=$$(nproc) CMAKE_ARGS='-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF' \
+	  $(BIN)/python -m pip install --quiet --editable '.[test,engine]' || \
 	  echo 'No llama.cpp (it needs a C++ compiler): the tests on real engines will be left out.'
 	touch .venv/ready $@

@@ -10,7 +10,10 @@ HEAD = """# Options of `sgl-router launch`
 
 Written by `scripts/write_options.py` from the schema of the options; do not edit.
 
-An option is a flag, an environment variable or a key of the YAML file that `--config FILE` names; flags win over the environment, the environment over the file. A list is several words after a flag, words separated by spaces in a variable, a YAML list in the file. Paths are relative to the working directory.
+An option is a flag, an environment variable or a key of the YAML file that `--config FILE` names;
+flags win over the environment, the environment over the file. A list is several words after a
+flag, words separated by spaces in a variable, a YAML list in the file. Paths are relative to the
+working directory.
 
 | flag | key | variable | default | |
 |---|---|---|---|---|

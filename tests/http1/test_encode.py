@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgl_router.http1.head import LAST_CHUNK, Headers, chunk
+from sgl_router.http1.head import LAST_CHUNK, HeaderBlock, Headers, chunk
 from sgl_router.http1.request import RequestHead, encode_request_head
 from sgl_router.http1.response import ResponseHead, encode_response, encode_response_head
 from tests.http1.feeding import header_lines, one_request, one_response
@@ -30,11 +30,11 @@ PASSED_ON: Headers = [
 
 
 def request(headers: Headers, method: bytes = b"POST", target: bytes = b"/generate") -> RequestHead:
-    return RequestHead(method, target, headers, http10=False, keep_alive=True)
+    return RequestHead(method, target, HeaderBlock(headers), http10=False, keep_alive=True)
 
 
 def response(headers: Headers, status: int = 200, *, no_body: bool = False) -> ResponseHead:
-    return ResponseHead(status, b"OK", headers, keep_alive=True, no_body=no_body)
+    return ResponseHead(status, b"OK", HeaderBlock(headers), keep_alive=True, no_body=no_body)
 
 
 def sent_to_engine(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, HOP_BY_HOP, LAST_CHUNK, Headers, chunk
+from sgl_router.http1.head import END, HOP_BY_HOP, LAST_CHUNK, HeaderBlock, Headers, chunk
 from sgl_router.http1.request import RequestHead, RequestParser, encode_request_head
 from sgl_router.http1.response import ResponseHead, ResponseParser, encode_response_head
 from tests.http1.feeding import (
@@ -50,7 +50,9 @@ def test_a_request_that_is_encoded_and_parsed_is_the_same(
     method: bytes, target: bytes, headers: Headers, pieces: list[bytes], chunked: bool
 ) -> None:
     framing, wire = framed(pieces, chunked)
-    head = RequestHead(method, target, headers + framing, http10=False, keep_alive=True)
+    head = RequestHead(
+        method, target, HeaderBlock(headers + framing), http10=False, keep_alive=True
+    )
     got, body = one_request(encode_request_head(head, b"engine", b"", None) + wire)
     assert (got.method, got.target, body) == (method, target, b"".join(pieces))
     assert got.headers == [(b"Host", b"engine"), *headers, *framing]
@@ -63,7 +65,9 @@ def test_an_answer_that_is_encoded_and_parsed_is_the_same(
     status: int, headers: Headers, pieces: list[bytes], chunked: bool
 ) -> None:
     framing, wire = framed(pieces, chunked)
-    head = ResponseHead(status, b"Why", headers + framing, keep_alive=True, no_body=False)
+    head = ResponseHead(
+        status, b"Why", HeaderBlock(headers + framing), keep_alive=True, no_body=False
+    )
     encoded, in_chunks = encode_response_head(head, to_http10=False, keep_alive=True, extra=[])
     got, body = one_response(encoded + wire)
     assert in_chunks is chunked

@@ -6,7 +6,7 @@ What is refused in the head makes no event but the error, so that nobody acts on
 import pytest
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, Headers
+from sgl_router.http1.head import END, HeaderBlock, Headers
 from sgl_router.http1.request import RequestHead
 from sgl_router.http1.response import ResponseHead, ResponseParser
 from tests.http1.feeding import feed, refused_request, requests, responses
@@ -219,6 +219,6 @@ def test_a_name_that_only_looks_like_framing_frames_nothing(name: bytes) -> None
 def test_a_head_refuses_ambiguous_framing_whatever_parsed_it(headers: Headers) -> None:
     """The second line of defence: it must hold if the parser below it grows lenient."""
     with pytest.raises(ProtocolError):
-        RequestHead(b"POST", b"/", headers, http10=False, keep_alive=True)
+        RequestHead(b"POST", b"/", HeaderBlock(headers), http10=False, keep_alive=True)
     with pytest.raises(ProtocolError):
-        ResponseHead(200, b"OK", headers, keep_alive=True, no_body=False)
+        ResponseHead(200, b"OK", HeaderBlock(headers), keep_alive=True, no_body=False)

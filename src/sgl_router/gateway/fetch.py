@@ -4,7 +4,7 @@ import asyncio
 
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError
-from sgl_router.http1.head import END
+from sgl_router.http1.head import END, HeaderBlock
 from sgl_router.http1.request import RequestHead, encode_request_head
 from sgl_router.http1.response import ResponseEvent, ResponseHead, ResponseParser
 
@@ -31,7 +31,7 @@ async def _fetch(worker: Worker, path: str) -> tuple[int, bytes]:
         request = RequestHead(
             b"GET",
             path.encode("latin-1"),
-            [(b"Connection", b"close")],
+            HeaderBlock([(b"Connection", b"close")]),
             http10=False,
             keep_alive=False,
         )

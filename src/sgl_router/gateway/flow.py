@@ -1,11 +1,10 @@
 """Back-pressure: reading stops while anything speaks against it."""
 
 import asyncio
-from enum import IntFlag
 
 
-class Hold(IntFlag):
-    """Reasons not to read from a connection."""
+class Hold:
+    """Reasons not to read from a connection, as bits (an enumeration's `|` is not free)."""
 
     PEER_FULL = 1  # the other side takes no more at the moment
     NO_ENGINE = 2  # a body is arriving, and there is no engine connection for it yet
@@ -19,14 +18,14 @@ class ReadGate:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._holds = Hold(0)
+        self._holds = 0
 
-    def hold(self, reason: Hold) -> None:
+    def hold(self, reason: int) -> None:
         if not self._holds and not self._transport.is_closing():
             self._transport.pause_reading()
         self._holds |= reason
 
-    def release(self, reason: Hold) -> None:
+    def release(self, reason: int) -> None:
         if not self._holds:
             return
         self._holds &= ~reason

@@ -1,5 +1,6 @@
 """What request and response heads have in common: header fields and how a body is framed."""
 
+from collections.abc import Iterable
 from enum import Enum
 
 from sgl_router.errors import ProtocolError
@@ -38,7 +39,48 @@ HOP_BY_HOP = frozenset(
 )
 
 
+_CONTENT_LENGTH = b"content-length"
+_LOOKED_INTO = HOP_BY_HOP | {_CONTENT_LENGTH}
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"close"})
+
+
+class HeaderBlock:
+    """Header fields as they come in, sorted on the way: each is looked at once.
+
+    Attributes:
+        headers: name and value as they came, in order, repetitions kept.
+        fields: lower-case name -> value; of several the first.
+        lines: those that are passed on.
+        special: lower-case name and value of those that concern the router itself.
+        closed: whether what comes is dropped: trailers (RFC 9110, section 6.5.1).
+    """
+
+    __slots__ = ("closed", "fields", "headers", "lines", "special")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.clear()
+        for name, value in headers:
+            self.add(name, value)
+
+    def clear(self) -> None:
+        """Begin anew; what a head has taken over stays as it is."""
+        self.headers: Headers = []
+        self.fields: dict[bytes, bytes] = {}
+        self.lines: list[bytes] = []
+        self.special: list[tuple[bytes, bytes]] = []
+        self.closed = False
+
+    def add(self, name: bytes, value: bytes) -> None:
+        if self.closed:
+            return
+        lower = name.lower()
+        self.headers.append((name, value))
+        self.fields.setdefault(lower, value)
+        if lower in _LOOKED_INTO:
+            self.special.append((lower, value))
+            if lower != _CONTENT_LENGTH:
+                return
+        self.lines.append(b"%b: %b\r\n" % (name, value))
 
 
 class Head:
@@ -51,56 +93,56 @@ class Head:
         keep_alive: whether the connection can be used again after the body.
     """
 
-    __slots__ = ("_fields", "_names", "chunked", "content_length", "headers", "keep_alive")
+    __slots__ = (
+        "_fields",
+        "_lines",
+        "_named",
+        "chunked",
+        "content_length",
+        "headers",
+        "keep_alive",
+    )
 
-    def __init__(self, headers: Headers, *, keep_alive: bool) -> None:
+    def __init__(self, block: HeaderBlock, *, keep_alive: bool) -> None:
         """Raises ProtocolError where the framing is ambiguous (RFC 9112, section 6.3)."""
-        self.headers = headers
+        self.headers = block.headers
+        self._fields = block.fields
+        self._lines = block.lines
+        self._named: set[bytes] | None = None
         self.keep_alive = keep_alive
-        self._names = names = [name.lower() for name, _ in headers]
-        # The last to be put in is the first that came.
-        self._fields = fields = dict(zip(reversed(names), reversed(headers), strict=True))
         self.content_length: int | None = None
-        self.chunked = b"transfer-encoding" in fields
-        if b"content-length" in fields:
-            self.content_length = self._only_content_length()
-        if self.chunked:
-            if self.content_length is not None:
-                raise ProtocolError("both Content-Length and Transfer-Encoding are given")
-            if [value.lower() for value in self.get_all(b"transfer-encoding")] != [b"chunked"]:
-                raise ProtocolError("only the transfer encoding chunked is supported")
+        self.chunked = False
+        for name, value in block.special:
+            if name == _CONTENT_LENGTH:
+                self._set_content_length(value)
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked" or self.chunked:
+                    raise ProtocolError("only the transfer encoding chunked is supported")
+                self.chunked = True
+            elif name == b"connection" and value.lower() not in _PLAIN_CONNECTION:
+                tokens = {token.strip().lower() for token in value.split(b",")}
+                self._named = (self._named or set()) | tokens - {_CONTENT_LENGTH}
+        if self.chunked and self.content_length is not None:
+            raise ProtocolError("both Content-Length and Transfer-Encoding are given")
 
     def get(self, name: bytes) -> bytes | None:
         """A header's value, by its lower-case name; of several the first."""
-        field = self._fields.get(name)
-        return None if field is None else field[1]
-
-    def get_all(self, name: bytes) -> list[bytes]:
-        """All values of a header, by its lower-case name."""
-        return [v for key, (_, v) in zip(self._names, self.headers, strict=True) if key == name]
+        return self._fields.get(name)
 
     def end_to_end(self) -> bytes:
         """The lines of the headers that are passed on: all but those between two neighbours."""
-        dropped = HOP_BY_HOP
-        if b"connection" in self._fields:
-            for value in self.get_all(b"connection"):
-                if value.lower() not in _PLAIN_CONNECTION:
-                    named = {token.strip().lower() for token in value.split(b",")}
-                    dropped |= named - {b"content-length"}
-        kept = [
-            b": ".join(header)
-            for name, header in zip(self._names, self.headers, strict=True)
-            if name not in dropped
-        ]
-        return b"\r\n".join([*kept, b""])
+        if self._named is None:
+            return b"".join(self._lines)
+        dropped = HOP_BY_HOP | self._named
+        kept = [header for header in self.headers if header[0].lower() not in dropped]
+        return b"".join([b"%b: %b\r\n" % header for header in kept])
 
-    def _only_content_length(self) -> int:
-        values = self.get_all(b"content-length")
-        if len(values) > 1:
+    def _set_content_length(self, value: bytes) -> None:
+        if self.content_length is not None:
             raise ProtocolError("Content-Length is given more than once")
-        if not values[0].isdigit() or len(values[0]) > 18:
+        if not value.isdigit() or len(value) > 18:
             raise ProtocolError("Content-Length is not a number")
-        return int(values[0])
+        self.content_length = int(value)
 
 
 def head_size(headers: Headers) -> int:

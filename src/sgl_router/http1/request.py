@@ -3,7 +3,7 @@
 import httptools
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers, head_size
+from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, HeaderBlock, head_size
 
 
 class RequestHead(Head):
@@ -20,9 +20,9 @@ class RequestHead(Head):
     __slots__ = ("expects_continue", "http10", "method", "path", "target")
 
     def __init__(
-        self, method: bytes, target: bytes, headers: Headers, *, http10: bool, keep_alive: bool
+        self, method: bytes, target: bytes, block: HeaderBlock, *, http10: bool, keep_alive: bool
     ) -> None:
-        super().__init__(headers, keep_alive=keep_alive)
+        super().__init__(block, keep_alive=keep_alive)
         self.method = method
         self.target = target
         self.path = target.partition(b"?")[0].decode("latin-1")
@@ -38,11 +38,11 @@ class RequestParser:
     """Turns a client's bytes into events, one request after the other."""
 
     def __init__(self) -> None:
+        self._block = HeaderBlock()
+        self.on_header = self._block.add  # called by httptools, as are the other callbacks
         self._parser = httptools.HttpRequestParser(self)
         self._events: list[RequestEvent] = []
         self._target = b""
-        self._headers: Headers = []
-        self._in_head = True
         self._silent_bytes = 0
         self._head_may_have = 0
 
@@ -63,22 +63,18 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         self._target = b""
-        self._headers = []
-        self._in_head = True
+        self._block.clear()
 
     def on_url(self, url: bytes) -> None:
         self._target += url
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailers are dropped (RFC 9110, section 6.5.1)
-            self._headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         parser = self._parser
-        self._in_head = False
+        block = self._block
+        block.closed = True
         if (
             self._head_may_have > MAX_HEAD_BYTES
-            and head_size(self._headers) + len(self._target) > MAX_HEAD_BYTES
+            and head_size(block.headers) + len(self._target) > MAX_HEAD_BYTES
         ):
             raise _head_too_large()
         if parser.should_upgrade():  # its body would be taken for the other protocol's bytes
@@ -89,7 +85,7 @@ class RequestParser:
         head = RequestHead(
             parser.get_method(),
             self._target,
-            self._headers,
+            block,
             http10=version == "1.0",
             keep_alive=parser.should_keep_alive(),
         )
@@ -101,7 +97,6 @@ class RequestParser:
         self._events.append(body)
 
     def on_message_complete(self) -> None:
-        self._in_head = True
         self._events.append(END)
 
 

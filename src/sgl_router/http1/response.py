@@ -5,7 +5,7 @@ from http import HTTPStatus
 import httptools
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, Headers, head_size
+from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, HeaderBlock, head_size
 
 
 class ResponseHead(Head):
@@ -21,9 +21,9 @@ class ResponseHead(Head):
     __slots__ = ("no_body", "reason", "status", "until_close")
 
     def __init__(
-        self, status: int, reason: bytes, headers: Headers, *, keep_alive: bool, no_body: bool
+        self, status: int, reason: bytes, block: HeaderBlock, *, keep_alive: bool, no_body: bool
     ) -> None:
-        super().__init__(headers, keep_alive=keep_alive)
+        super().__init__(block, keep_alive=keep_alive)
         self.status = status
         self.reason = reason
         self.no_body = no_body
@@ -38,13 +38,13 @@ class ResponseParser:
 
     def __init__(self, *, to_head_request: bool = False) -> None:
         """`to_head_request`: the answer has no body, and nothing may be fed after it."""
+        self._block = HeaderBlock()
+        self.on_header = self._block.add  # called by httptools, as are the other callbacks
         self._parser = httptools.HttpResponseParser(self)
         self._events: list[ResponseEvent] = []
         self._to_head_request = to_head_request
         self._reason = b""
-        self._headers: Headers = []
         self._head: ResponseHead | None = None
-        self._in_head = True
         self._silent_bytes = 0
         self._head_may_have = 0
         self._informational = False
@@ -87,32 +87,28 @@ class ResponseParser:
             # for it; left in the parser, it would begin the next exchange's answer.
             raise ProtocolError("bytes follow the end of the engine's answer")
         self._reason = b""
-        self._headers = []
+        self._block.clear()
         self._head = None
-        self._in_head = True
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailers are dropped
-            self._headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         parser = self._parser
+        block = self._block
         status = parser.get_status_code()
-        if self._head_may_have > MAX_HEAD_BYTES and head_size(self._headers) > MAX_HEAD_BYTES:
+        if self._head_may_have > MAX_HEAD_BYTES and head_size(block.headers) > MAX_HEAD_BYTES:
             raise _head_too_large()
         if status < 100:
             raise ProtocolError(f"{status:03} is not a status")
         self._informational = status < 200
         if self._informational:
             return
-        self._in_head = False
+        block.closed = True
         self._head = ResponseHead(
             status,
             self._reason,
-            self._headers,
+            block,
             keep_alive=parser.should_keep_alive(),
             no_body=self._to_head_request or status in (204, 304),
         )
@@ -124,7 +120,6 @@ class ResponseParser:
         self._events.append(body)
 
     def on_message_complete(self) -> None:
-        self._in_head = True
         self._head = None
         if not self._informational:
             self._events.append(END)

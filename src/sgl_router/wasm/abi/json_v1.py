@@ -137,6 +137,8 @@ def merge_state(plugin: str, state: bytes, patch: dict[str, Any]) -> bytes:
 
 def _cut(text: str, limit: int) -> tuple[str, int]:
     """The text within `limit` UTF-8 bytes, and how many it has in full."""
+    if text.isascii():
+        return text[:limit], len(text)
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit:
         return text, len(encoded)
