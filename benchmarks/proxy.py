@@ -2,7 +2,8 @@
 
 Hard about it: the price of a request in a proxy is tens of microseconds, of which the kernel has
 its share; wall-clock figures of a shared machine say little, so the processes' own CPU time is
-counted (user and system, from /proc), over the same load, against a C program that does the same
+counted (user and system, from /proc/PID/task/*/schedstat: the ticks of /proc/PID/stat are too
+coarse), over the same load, against a C program that does the same
 work, in alternating rounds. The engine is nginx as well, so that it is never what is measured.
 
     python benchmarks/proxy.py [--rounds 3] [--seconds 3]
@@ -116,11 +117,9 @@ def router(stack: ExitStack, engine: str, policy: str) -> Contestant:
 
 
 def cpu_secs(pids: list[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """CPU time of the processes' threads, by the scheduler's own account in nanoseconds."""
+    threads = [path for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((path / "schedstat").read_text().split()[0]) for path in threads) / 1e9
 
 
 def one_round(contestant: Contestant, seconds: int, script: Path) -> None:

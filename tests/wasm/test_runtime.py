@@ -8,40 +8,41 @@ import wasmtime
 
 from sgl_router.errors import DecisionError
 from sgl_router.policies import PolicyFactory
-from sgl_router.wasm import runtime as runtime_module
+from sgl_router.wasm import clock
+from sgl_router.wasm.clock import EpochClock
 from sgl_router.wasm.runtime import WasmRuntime, make_engine
 from tests.wasm.guests import LOOP, Bench, assemble, guest
 
 
-def parked(runtime: WasmRuntime) -> bool:
-    """Whether the clock stops within a bounded number of looks."""
+def parked(clock: EpochClock) -> bool:
+    """Whether the clock parks within a bounded number of looks."""
     pause = threading.Event()
-    return any(runtime._parked or pause.wait(0.01) for _ in range(1000))
+    return any(not clock.ticking or pause.wait(0.01) for _ in range(1000))
 
 
 def test_the_clock_stops_when_it_is_closed() -> None:
     runtime = WasmRuntime()
-    assert runtime._ticker.is_alive()
+    assert runtime.clock.ticking
     runtime.close()
-    assert not runtime._ticker.is_alive()
+    assert not runtime.clock.ticking
 
 
 def test_a_parked_clock_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_module, "_PARK_AFTER_SECS", 0.002)
+    monkeypatch.setattr(clock, "PARK_AFTER_SECS", 0.002)
     runtime = WasmRuntime()
-    assert parked(runtime)
+    assert parked(runtime.clock)
     runtime.close()
-    assert not runtime._ticker.is_alive()
+    assert not runtime.clock.ticking
 
 
 def test_a_call_after_the_clock_was_parked_is_bounded_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime_module, "_PARK_AFTER_SECS", 0.1)  # longer than the call's limit
+    monkeypatch.setattr(clock, "PARK_AFTER_SECS", 0.1)  # longer than the call's limit
     runtime = WasmRuntime()
     bench = Bench(tmp_path, runtime, PolicyFactory())
     instance = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=20)
-    assert parked(runtime)
+    assert parked(runtime.clock)
     kinds: list[str] = []
 
     def call() -> None:
@@ -57,6 +58,29 @@ def test_a_call_after_the_clock_was_parked_is_bounded_all_the_same(
     runtime.close()
 
 
+def test_a_limit_is_kept_while_the_interpreter_is_busy(bench: Bench) -> None:
+    """The clock does not need the GIL: not even one that another thread never gives away."""
+    instance = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=20)
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=spin) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            with pytest.raises(DecisionError) as failed:
+                instance.select_worker(b"{}", 0, 0)
+            assert failed.value.kind == "timeout"
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 async def test_closing_the_factory_stops_its_clock(bench: Bench) -> None:
     factory = PolicyFactory()
     await factory.load_wasm_plugin(bench.config(guest()))
@@ -64,7 +88,7 @@ async def test_closing_the_factory_stops_its_clock(bench: Bench) -> None:
     factory.close()
     assert factory.list_wasm_plugins() == []
     left = [thread.name for thread in threading.enumerate()]
-    assert names.count("wasm-epochs") == left.count("wasm-epochs") + 1
+    assert names.count("wasm-clock") == left.count("wasm-clock") + 1
 
 
 @pytest.mark.parametrize(

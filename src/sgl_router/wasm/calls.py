@@ -2,8 +2,9 @@
 
 wasmtime's Python classes look up a function's type and wrap each value anew for every call, which
 costs more than the decision itself. Here everything that does not change is prepared once; a call
-writes its arguments into a buffer of its own and makes one foreign call. Foreign calls release
-the GIL, so that the clock goes on ticking while a guest runs.
+writes its arguments into a buffer of its own and makes one foreign call. That call releases the
+GIL, so that the clock goes on ticking while a guest runs; calls that only read or set a number
+keep it, since each release is a chance to lose it to another thread for much longer than they take.
 
 The functions and their argument layouts are those of wasmtime's `func.h`, `memory.h` and
 `store.h`; values of type i32 stand in the low four bytes of the 16-byte `wasmtime_val_raw_t`.
@@ -19,26 +20,33 @@ _WORDS_PER_VALUE = 4  # of 32 bits, in one wasmtime_val_raw_t
 _MAX_VALUES = 2  # no function of the contract has more parameters, or more results
 
 
-def _c_function(name: str, result: type | None, *arguments: type) -> "ctypes._NamedFuncPointer":
-    function = _ffi.dll[name]  # a new object, so that these types are not wasmtime's own
+_releasing = _ffi.dll
+_keeping = ctypes.PyDLL(_ffi.dll._name, handle=_ffi.dll._handle)
+_POINTER = ctypes.c_void_p
+
+
+def _c_function(
+    library: ctypes.CDLL, name: str, result: type | None, *arguments: type
+) -> "ctypes._NamedFuncPointer":
+    """A function of wasmtime's library with types of our own; the library decides on the GIL."""
+    function = library[name]  # a new object, so that these types are not wasmtime's own
     function.restype = result
     function.argtypes = arguments
     return function
 
 
-_POINTER = ctypes.c_void_p
 _call = _c_function(
+    _releasing,
     "wasmtime_func_call_unchecked",
-    _POINTER,
-    _POINTER,
-    _POINTER,
-    _POINTER,
-    ctypes.c_size_t,
-    _POINTER,
+    *(_POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_size_t, _POINTER),
 )
-_set_deadline = _c_function("wasmtime_context_set_epoch_deadline", None, _POINTER, ctypes.c_uint64)
-_memory_data = _c_function("wasmtime_memory_data", _POINTER, _POINTER, _POINTER)
-_memory_size = _c_function("wasmtime_memory_data_size", ctypes.c_size_t, _POINTER, _POINTER)
+_set_deadline = _c_function(
+    _keeping, "wasmtime_context_set_epoch_deadline", None, _POINTER, ctypes.c_uint64
+)
+_memory_data = _c_function(_keeping, "wasmtime_memory_data", _POINTER, _POINTER, _POINTER)
+_memory_size = _c_function(
+    _keeping, "wasmtime_memory_data_size", ctypes.c_size_t, _POINTER, _POINTER
+)
 
 
 def _context_of(store: wasmtime.Store) -> int:
