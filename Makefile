@@ -1,8 +1,7 @@
-# Each target does all of its own set-up, in .venv.
+# Each target does all of its own set-up, in .venv; ARGS="…" is passed on.
 PYTHON ?= python3
 BIN := .venv/bin
-ARGS ?=
-
+PIP := $(BIN)/python -m pip install --quiet --editable
 .PHONY: demo test check bench wasm clean
 
 demo: .venv/ready            ## the main job: three engines, the router, a WebAssembly policy
@@ -17,7 +16,7 @@ check: .venv/ready-test      ## lint, formatting, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready-test      ## what a decision takes, and what the proxy costs beside nginx
+bench: .venv/ready           ## what a decision takes, and what a request costs beside nginx
 	$(BIN)/python benchmarks/decision.py
 	$(BIN)/python benchmarks/proxy.py
 
@@ -29,13 +28,11 @@ clean:
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) .
 	touch $@
 
-.venv/ready-test: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+.venv/ready-test: .venv/ready
+	$(PIP) '.[test]'
 	LLAMA_CPP_BUILD_JOBS=$$(nproc) CMAKE_ARGS='-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF' \
-	  $(BIN)/python -m pip install --quiet --editable '.[test,engine]' || \
-	  echo 'No llama.cpp (it needs a C++ compiler): the tests on real engines will be left out.'
-	touch .venv/ready $@
+	  $(PIP) '.[test,engine]' || echo 'No llama.cpp (needs a C++ compiler): leaving its tests out.'
+	touch $@
