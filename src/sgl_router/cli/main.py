@@ -79,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--port",
         type=int,
-        default=0,
         metavar="PORT",
         help="the router's port on 127.0.0.1 (default: any free one; 30000 with --serve)",
     )

@@ -33,11 +33,11 @@ READY_TRIES = 200
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the command line said; port 0 is any free port."""
+    """What the command line said; port 0 is any free port, None 30000 with `serve` and else 0."""
 
     requests: int = 200
     concurrency: int = 32
-    port: int = 0
+    port: int | None = None
     serve: bool = False
 
 
@@ -102,9 +102,12 @@ async def _demo(options: DemoOptions, console: Console) -> int:
 
 def _config(options: DemoOptions, engines: list[DemoEngine]) -> RouterConfig:
     weights = {engine.url: weight for engine, weight in zip(engines, WEIGHTS, strict=True)}
+    port = options.port
+    if port is None:
+        port = SERVE_PORT if options.serve else 0
     return RouterConfig(
         host="127.0.0.1",
-        port=options.port or (SERVE_PORT if options.serve else 0),
+        port=port,
         worker_urls=tuple(engine.url for engine in engines),
         policy=FIRST_POLICY,
         plugin_config={SECOND_POLICY: {"config": {"weights": weights}}},
