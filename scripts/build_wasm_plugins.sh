@@ -62,10 +62,11 @@ build() {
     for crate in "${crates[@]}"; do
         module=$(lib_name "$crate").wasm
         # A lock made with another source of crates may name versions that this one lacks.
-        rm -f "$crate/Cargo.lock"
+        [[ $crate/ != "$root"/* ]] || rm -f "$crate/Cargo.lock"
         # Cargo looks for .cargo/config.toml from the current folder upwards.
+        # A crate from elsewhere has none, and would be linked with a stack of 1 MiB.
         (cd "$crate" && "$cargo" build --quiet --release --target "$target" --target-dir target \
-            "${source_options[@]}")
+            --config "$examples/.cargo/config.toml" "${source_options[@]}")
         install -m 644 "$crate/target/$target/release/$module" "$out/$module"
         echo "$out/$module: $(wc -c <"$out/$module") bytes"
     done

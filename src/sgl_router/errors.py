@@ -1,4 +1,4 @@
-"""Every exception of sgl-router.
+"""Every exception that crosses a module of sgl-router.
 
 RouterError
 ├── ConfigError             a setting that cannot be used

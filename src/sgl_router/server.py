@@ -77,7 +77,7 @@ class RouterServer:
         Raises ConfigError or PluginRefused where the settings cannot be used.
         """
         config = self._config
-        for plugin in _plugins_to_load(config, self.factory.list_builtin_policies()):
+        for plugin in _plugins_to_load(config):
             await self.factory.load_wasm_plugin(plugin)
         policy, fallback = self._policies(_policy_name(config.policy))
         self._dispatcher = Dispatcher(
@@ -96,13 +96,13 @@ class RouterServer:
         )
         gateway = Gateway(
             self._dispatcher,
-            self._health,
+            None if config.disable_health_check else self._health,
             GatewaySettings(
                 max_payload_bytes=config.max_payload_size,
                 request_timeout_secs=config.request_timeout_secs,
                 request_id_headers=[h.lower().encode("latin-1") for h in config.request_id_headers],
             ),
-            None if config.disable_health_check else checks,
+            checks,
         )
         try:
             self.port = await gateway.start(config.host, config.port)
@@ -119,6 +119,7 @@ class RouterServer:
         Raises ConfigError where there is none of that name, PluginRefused where it is not loaded.
         """
         assert self._dispatcher is not None, "started before it is changed"
+        name = name.removeprefix("wasm:")
         if self.factory.create_by_name(name) is None and name in shipped_plugins():
             await self.factory.load_wasm_plugin(
                 _plugin(self._config, name, shipped_plugins()[name])
@@ -151,7 +152,7 @@ def _policy_name(policy: str) -> str:
     return Path(policy).stem if policy.endswith(".wasm") else policy
 
 
-def _plugins_to_load(config: RouterConfig, builtin: list[str]) -> list[WasmPolicyConfig]:
+def _plugins_to_load(config: RouterConfig) -> list[WasmPolicyConfig]:
     """Each plugin that the settings name, once."""
     settings = config.plugin_config
     assert not isinstance(settings, str), "the file was read when the settings were"
@@ -187,7 +188,7 @@ def _plugin(config: RouterConfig, name: str, path: str | Path) -> WasmPolicyConf
             f"plugin_config of {name!r} has the unknown setting {', '.join(unknown)}; known: "
             f"{', '.join(_PLUGIN_OPTIONS)} (option --plugin-config)"
         )
-    return WasmPolicyConfig(**{"module_path": str(path), **options, "name": name})
+    return WasmPolicyConfig(**{**options, "module_path": str(path), "name": name})
 
 
 def run(config: RouterConfig) -> int:
@@ -215,7 +216,7 @@ async def _serve(config: RouterConfig) -> int:
         _log.warning("no workers: every request is answered 503 (option --worker-urls)")
     _log.info(
         "listening on http://%s:%d, %d workers, policy %s",
-        config.host,
+        f"[{config.host}]" if ":" in config.host else config.host,
         server.port,
         len(server.registry),
         config.policy,

@@ -30,12 +30,11 @@ class Request:
 
 @dataclass
 class Response:
-    """One response as a client got it; `pieces` are the reads in which the body came."""
+    """One response as a client got it."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes = b""
-    pieces: list[bytes] = field(default_factory=list)
 
     def get(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.headers if key.lower() == name]
@@ -76,7 +75,7 @@ Script = Callable[[EngineSocket], Awaitable[None]]
 
 
 class ScriptedEngine:
-    """Runs a script for each connection, but answers health checks by itself."""
+    """Runs a script for each connection."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -191,7 +190,6 @@ class Client:
                 data, self._rest = self._rest[:1], self._rest[1:]
                 if not data:
                     self._rest = await self.reader.read(65_536)
-                    response.pieces.append(self._rest)
                     if self._rest:
                         continue
                 for event in parser.feed(data) if data else parser.feed_eof():

@@ -97,3 +97,22 @@ async def test_a_client_is_held_back_while_there_is_no_connection() -> None:
                 b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n" % size
             )
             assert await _write_until_held(client.writer, PIECES) < HELD_BYTES
+
+
+async def test_answers_that_nobody_reads_hold_back_the_next_requests() -> None:
+    """A client that only sends is not read on while its answers wait."""
+    urls = [f"http://127.0.0.1:{port}" for port in range(1, 200)]  # for a long list of workers
+    async with running(*urls) as server, connected(server) as client:
+        request = b"GET /workers HTTP/1.1\r\nHost: r\r\n\r\n" * 1000
+        written = 0
+        for _ in range(200):
+            client.writer.write(request)
+            written += len(request)
+            try:
+                async with asyncio.timeout(0.3):
+                    await client.writer.drain()
+            except TimeoutError:
+                break
+        assert server._gateway is not None
+        (connection,) = server._gateway._clients.connections
+        assert connection._transport.get_write_buffer_size() < 1024 * 1024

@@ -9,6 +9,7 @@ import pytest
 
 from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.worker import Health
+from sgl_router.demo.engine import DemoEngine, EngineSpeed
 from sgl_router.errors import ConfigError, PluginRefused, ProtocolError
 from sgl_router.gateway import checks
 from tests.end_to_end.process import launched
@@ -58,6 +59,40 @@ async def test_health_checks_decide_who_gets_requests(monkeypatch: pytest.Monkey
         assert (await client.ask(b"GET", b"/readiness")).status == 200
         status = 500
         await within(health_becomes(server.registry, Health.DOWN))
+
+
+async def test_refused_connections_count_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a worker that they took out is asked every second from then on, not every minute."""
+    monkeypatch.setattr(checks, "RECOVERY_SECS", 0.01)
+    engine = DemoEngine("one", EngineSpeed(first_token_ms=1, token_ms=1))
+    await engine.start()
+    port = int(engine.url.rpartition(":")[2])
+    settings: dict[str, Any] = {"disable_health_check": False, "health_failure_threshold": 3}
+    async with running(engine.url, **settings) as server, connected(server) as client:
+        await within(health_becomes(server.registry, Health.UP))
+        engine.stop()
+        assert [(await client.post()).status for _ in range(2)] == [502, 502]
+        await engine.start(port)
+        assert (await client.post()).status == 200, "an answer ends the row of failures"
+        engine.stop()
+        assert [(await client.post()).status for _ in range(3)] == [502, 502, 502]
+        assert [worker.health for worker in server.registry] == [Health.DOWN]
+        await engine.start(port)
+        await within(health_becomes(server.registry, Health.UP))
+        assert (await client.post()).status == 200
+    engine.stop()
+
+
+async def test_without_health_checks_every_worker_counts_as_healthy() -> None:
+    engine = DemoEngine("one", EngineSpeed(first_token_ms=1, token_ms=1))
+    await engine.start()
+    port = int(engine.url.rpartition(":")[2])
+    engine.stop()
+    async with running(engine.url) as server, connected(server) as client:
+        assert {(await client.post()).status for _ in range(5)} == {502}
+        await engine.start(port)
+        assert (await client.post()).status == 200
+    engine.stop()
 
 
 async def test_draining_finishes_what_is_under_way() -> None:

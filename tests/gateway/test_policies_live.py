@@ -11,6 +11,7 @@ from sgl_router.demo.engine import DemoEngine, EngineSpeed
 from sgl_router.server import RouterServer
 from tests.engines.llama import LlamaServer
 from tests.gateway.support import (
+    EngineSocket,
     Placements,
     ScriptedEngine,
     answering,
@@ -149,13 +150,25 @@ async def test_the_same_entropy_gives_the_same_placements() -> None:
 
 async def test_an_outcome_says_how_a_request_ended() -> None:
     placements = Placements()
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.request()
+        await socket.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\n")
+        await within(head_came.wait())
+        await socket.send(b"busy")
+        await socket.request()
+
+    head_came = asyncio.Event()
     async with (
-        ScriptedEngine(answering(respond(b"busy", 503))) as engine,
+        ScriptedEngine(script) as engine,
         running(engine.url, placements=placements) as server,
         connected(server) as client,
     ):
-        assert (await client.post()).status == 503
+        await client.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}")
+        await within(client.reader.readuntil(b"\r\n\r\n"))
+        head_came.set()
+        assert await within(client.reader.readexactly(4)) == b"busy"
     ((_, outcome),) = placements.done
     assert (outcome.worker_url, outcome.status, outcome.success) == (engine.url, 503, False)
     assert outcome.ttft_ms is not None
-    assert outcome.output_chunks == 1
+    assert outcome.output_chunks == 1, "a head is no output"

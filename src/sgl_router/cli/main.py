@@ -31,10 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except RouterError as error:
-        print(f"sgl-router: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+    except (RouterError, OSError) as error:
         print(f"sgl-router: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -74,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=32,
         metavar="N",
-        help="requests under way at a time (default: %(default)s)",
+        help="requests under way at a time, a quarter of them at most (default: %(default)s)",
     )
     demo.add_argument(
         "--port",
-        type=int,
+        type=_port,
         metavar="PORT",
         help="the router's port on 127.0.0.1 (default: any free one; 30000 with --serve)",
     )
@@ -104,6 +101,13 @@ def _launch(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     return run_demo(DemoOptions(options.requests, options.concurrency, options.port, options.serve))
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return number
 
 
 def _positive(text: str) -> int:

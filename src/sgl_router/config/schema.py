@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -45,9 +46,9 @@ class RouterConfig(BaseModel):
         default=512 * 1024 * 1024, description="largest request body, in bytes"
     )
     request_timeout_secs: Seconds = Field(
-        default=1800.0, description="from a request's first byte to the last of its answer"
+        default=1800.0, description="from a request's head to the end of its answer"
     )
-    request_id_headers: tuple[str, ...] = Field(
+    request_id_headers: tuple[HeaderName, ...] = Field(
         default=("x-request-id", "x-correlation-id", "x-trace-id", "request-id"),
         description="request headers that may hold the request's id; the first present counts",
     )

@@ -16,7 +16,7 @@ class Decision:
 
     Attributes:
         worker: the worker chosen.
-        policy: the policy that was asked (it learns the outcome).
+        policy: the policy that chose it (it learns the outcome).
         failure: why the fallback policy decided instead, or None.
         entropy, now_ms: what the decision was given, so that it can be replayed.
         elapsed_ns: what the decision took, the fallback's included.
@@ -89,7 +89,8 @@ class Dispatcher:
         except DecisionError as error:
             failure = error.with_traceback(None)  # its frames hold this one: a cycle
             failure.__cause__ = failure.__context__ = None  # and so do theirs
-            index = self._fallback.select_worker(workers, request)
+            policy = self._fallback
+            index = policy.select_worker(workers, request)
         elapsed = self._clock_ns() - started
         if index is None:
             raise RequestError(

@@ -5,6 +5,7 @@ that agree with the worker's state reset its streak; as many in a row that contr
 table says change the state.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sgl_router.core.registry import WorkerRegistry
@@ -20,10 +21,15 @@ class HealthThresholds:
 
 
 class HealthTable:
-    """Applies observations to the workers of one registry."""
+    """Applies observations to the workers of one registry.
+
+    Attributes:
+        on_change: told of each worker whose state has changed.
+    """
 
     def __init__(self, registry: WorkerRegistry, thresholds: HealthThresholds) -> None:
         self._registry = registry
+        self.on_change: Callable[[Worker], None] | None = None
         # (state, observation) -> (observations in a row needed, state that follows)
         self._transitions = {
             (Health.UNKNOWN, True): (1, Health.UP),
@@ -43,4 +49,6 @@ class HealthTable:
         if worker.streak < needed:
             return False
         self._registry.set_health(worker, following)
+        if self.on_change is not None:
+            self.on_change(worker)
         return True

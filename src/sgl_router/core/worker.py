@@ -37,21 +37,19 @@ class Worker:
         try:
             parts = urlsplit(url)
             port = parts.port
+            host = parts.hostname or ""
+            host.encode("idna")  # as the resolver will
         except ValueError as error:
-            raise ConfigError(f"worker URL {url!r}: {error}") from error
-        if parts.scheme != "http" or not parts.hostname or port == 0:
-            raise ConfigError(
-                f"worker URL {url!r}: expected http://HOST:PORT (option --worker-urls)"
-            )
+            raise _refused(url, str(error)) from error
+        if parts.scheme != "http" or not host or port == 0:
+            raise _refused(url, "it has another form")
         if "?" in url or "#" in url or parts.username is not None:
-            raise ConfigError(
-                f"worker URL {url!r}: must not hold a query, a fragment or credentials"
-            )
+            raise _refused(url, "it must not hold a query, a fragment or credentials")
         if not url.isascii() or any(c <= " " or c == "\x7f" for c in url):
-            raise ConfigError(f"worker URL {url!r}: must be printable ASCII without spaces")
+            raise _refused(url, "it must be printable ASCII without spaces")
         self.url = url.rstrip("/")
         self.id = str(uuid5(NAMESPACE_URL, self.url))
-        self.host = parts.hostname
+        self.host = host
         self.port = 80 if port is None else port
         self.authority = parts.netloc.encode("ascii")
         self.prefix = parts.path.rstrip("/").encode("ascii")
@@ -66,3 +64,10 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.url} {self.health.value} load={self.load}>"
+
+
+def _refused(url: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"worker URL {url!r}: {why}; expected http://HOST:PORT, several of them separated by "
+        "spaces (option --worker-urls)"
+    )

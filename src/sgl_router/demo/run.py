@@ -200,8 +200,8 @@ def _print(console: Console, engines: list[DemoEngine], tally: Tally) -> None:
                 str(row.requests),
                 str(row.errors),
                 f"{row.requests / placed:.0%}",
-                f"{_percentile(row.ttft_ms, 50):.1f}",
-                f"{_percentile(row.ttft_ms, 99):.1f}",
+                _percentile(row.ttft_ms, 50),
+                _percentile(row.ttft_ms, 99),
             )
         table.add_section()
     console.print(table)
@@ -209,14 +209,14 @@ def _print(console: Console, engines: list[DemoEngine], tally: Tally) -> None:
     for column in ("policy", "decisions", "p50 µs", "p99 µs"):
         decisions.add_column(column, justify="left" if column == "policy" else "right")
     for policy, times in tally.decision_us.items():
-        p50, p99 = _percentile(times, 50), _percentile(times, 99)
-        decisions.add_row(policy, str(len(times)), f"{p50:.1f}", f"{p99:.1f}")
+        decisions.add_row(policy, str(len(times)), _percentile(times, 50), _percentile(times, 99))
     console.print(decisions)
     if tally.failed_decisions:
         console.print(f"{tally.failed_decisions} decisions were taken by the fallback policy")
 
 
-def _percentile(values: list[float], percent: int) -> float:
-    if len(values) < 2:
-        return values[0] if values else float("nan")
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+def _percentile(values: list[float], percent: int) -> str:
+    if not values:
+        return "–"
+    cuts = statistics.quantiles(values * 2, n=100, method="inclusive")  # two values at least
+    return f"{cuts[percent - 1]:.1f}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sgl_router.core.health import HealthTable
@@ -27,27 +27,19 @@ class CheckSettings:
 
 
 class HealthChecks:
-    """Asks each worker again and again, and tells the table what it answered.
-
-    Args:
-        sleep: how to wait between checks; `asyncio.sleep` but in tests.
-    """
+    """Asks each worker again and again, and tells the table what it answered."""
 
     def __init__(
-        self,
-        registry: WorkerRegistry,
-        table: HealthTable,
-        settings: CheckSettings,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        self, registry: WorkerRegistry, table: HealthTable, settings: CheckSettings
     ) -> None:
-        self._registry = registry
         self._table = table
         self._settings = settings
-        self._sleep = sleep
+        self._changed = {worker: asyncio.Event() for worker in registry}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._watch(worker)) for worker in self._registry]
+        self._table.on_change = lambda worker: self._changed[worker].set()
+        self._tasks = [asyncio.create_task(self._watch(worker)) for worker in self._changed]
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -56,10 +48,17 @@ class HealthChecks:
         self._tasks = []
 
     async def _watch(self, worker: Worker) -> None:
+        changed = self._changed[worker]
         while True:
             await self._check(worker)
+            changed.clear()
             interval = self._settings.interval_secs
-            await self._sleep(interval if worker.healthy else min(interval, RECOVERY_SECS))
+            if not worker.healthy:
+                interval = min(interval, RECOVERY_SECS)
+            # Requests may find out in between that a worker is down: it is then asked at once.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await changed.wait()
 
     async def _check(self, worker: Worker) -> None:
         path = self._settings.endpoint

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.health import HealthTable
+from sgl_router.core.worker import Worker
 from sgl_router.gateway.pool import ConnectionPool
 
 
@@ -39,17 +40,18 @@ class GatewaySettings:
 class GatewayContext:
     """Attributes:
     dispatcher: decides.
-    health: learns of engines that cannot be reached.
+    health: learns of engines that cannot be reached; None where every worker counts as healthy.
     pool: connections to engines.
     settings: limits.
     new_request_id: an id for a request that has none, by path.
+    loop: the event loop.
     exchanges: all that are under way.
     clock: monotonic seconds; uvloop's own are whole milliseconds, too coarse for first-token times.
     draining: whether the router is about to stop: connections are not kept any more.
     """
 
     dispatcher: Dispatcher
-    health: HealthTable
+    health: HealthTable | None
     pool: ConnectionPool
     settings: GatewaySettings
     new_request_id: Callable[[str], str]
@@ -57,3 +59,12 @@ class GatewayContext:
     clock: Callable[[], float] = time.perf_counter
     exchanges: set[Expiring] = field(default_factory=set)
     draining: bool = False
+
+    def observe(self, worker: Worker, *, ok: bool) -> bool:
+        """Count an observation for the worker's health; True where it changed that."""
+        return self.health is not None and self.health.observe(worker, ok)
+
+    def observe_answer(self, worker: Worker) -> None:
+        """A worker that answers ends a row of failures, though it is not checked for that."""
+        if worker.streak and worker.healthy:
+            self.observe(worker, ok=True)

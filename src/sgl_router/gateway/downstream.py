@@ -19,6 +19,10 @@ _log = logging.getLogger(__name__)
 DISCARD_BYTES = 1024 * 1024
 """How much of a body is read after its request has been answered, to keep the connection."""
 
+LINGER_SECS = 2.0
+"""How long a connection is read on after its last answer: closed with bytes unread, it would be
+reset, and the client might lose the answer."""
+
 
 class Clients:
     """The open client connections of one gateway.
@@ -56,7 +60,8 @@ class ClientConnection(asyncio.Protocol):
         "_discarded",
         "_events",
         "_exchange",
-        "_keep",
+        "_full",
+        "_linger",
         "_parser",
         "_processing",
         "_request_open",
@@ -73,7 +78,8 @@ class ClientConnection(asyncio.Protocol):
         self._parser = RequestParser()
         self._exchange: Exchange | LocalExchange | None = None
         self._request_open = False
-        self._keep = True
+        self._full = False
+        self._linger: asyncio.TimerHandle | None = None
         self._discarded = 0
         self._events: deque[RequestEvent] = deque()
         self._processing = False
@@ -86,23 +92,30 @@ class ClientConnection(asyncio.Protocol):
         self._clients.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self._events.extend(self._parser.feed(data))
-        self._process()
+        if self._linger is None:
+            self._events.extend(self._parser.feed(data))
+            self._process()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clients.discard(self)
         self._events.clear()
+        if self._linger is not None:
+            self._linger.cancel()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.on_client_gone()
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._exchange is not None:
             self._exchange.pause_engine()
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._exchange is not None:
             self._exchange.resume_engine()
+        else:
+            self._process()
 
     # ---- of the exchange
 
@@ -112,17 +125,14 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, *, keep_alive: bool) -> None:
         """The exchange has ended; what is left of its request is read and dropped."""
         self._exchange = None
-        self._keep = keep_alive and not self._context.draining
         self._discarded = 0
-        if self._request_open:
-            return
-        if self._keep:
+        if not keep_alive or self._context.draining:
+            self._close(linger=self._request_open)
+        elif not self._request_open:
             self._process()
-        else:
-            self._transport.close()
 
-    def abort(self) -> None:
-        """Close at once, without the end of an answer."""
+    def cut_off(self) -> None:
+        """Close without the end of an answer, so that nobody takes it for complete."""
         self._exchange = None
         self._transport.abort()
 
@@ -133,8 +143,8 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is None:
             self._transport.close()
 
-    def abort_now(self) -> None:
-        """Cut off whatever is under way; its engine learns of it as if the client had gone."""
+    def abort(self) -> None:
+        """Close whatever is under way; its engine learns of it as if the client had gone."""
         self._transport.abort()
 
     # ---- events
@@ -154,9 +164,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _act(self) -> None:
         events = self._events
-        while events and not self._transport.is_closing():
-            if self._exchange is not None and not self._request_open:
-                self.reading.hold(Hold.PIPELINED)
+        while events and self._linger is None and not self._transport.is_closing():
+            if not self._request_open and (self._exchange is not None or self._full):
+                self.reading.hold(Hold.PIPELINED)  # the next request waits its turn
                 return
             event = events.popleft()
             if type(event) is bytes:
@@ -188,22 +198,30 @@ class ClientConnection(asyncio.Protocol):
             return
         self._discarded += len(data)
         if self._discarded > DISCARD_BYTES:
-            self._transport.close()
+            self._close(linger=True)
 
     def _on_end(self) -> None:
         self._request_open = False
         if self._exchange is not None:
             self._exchange.on_body_end()
-        elif not self._keep:
-            self._transport.close()
 
     def _on_error(self, error: ProtocolError) -> None:
-        self._request_open = False
-        self._keep = False
         if self._exchange is not None:
-            self._exchange.refuse(error)
+            self._exchange.refuse(error)  # answers where it still can, and closes
             return
         request_id = (REQUEST_ID_HEADER, self._context.new_request_id("").encode("ascii"))
         refusal = RequestError(error.status, "bad_request", str(error))
         self._transport.write(error_reply(refusal, request_id, keep_alive=False))
-        self._transport.close()
+        self._close(linger=True)
+
+    def _close(self, *, linger: bool) -> None:
+        """Close once everything is written; `linger` where the client may still be sending."""
+        if self._linger is not None or self._transport.is_closing():
+            return
+        self._events.clear()
+        if not linger:
+            self._transport.close()
+            return
+        self._linger = self._context.loop.call_later(LINGER_SECS, self._transport.abort)
+        self._transport.write_eof()
+        self.reading.release(Hold.PIPELINED)

@@ -16,19 +16,18 @@ from typing import Protocol
 from sgl_router.core.dispatch import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.core.request import RequestView
+from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError, RequestError
 from sgl_router.gateway.context import GatewayContext
 from sgl_router.gateway.flow import Hold, ReadGate
 from sgl_router.gateway.replies import error_reply, request_id_of
+from sgl_router.gateway.upload import Upload
 from sgl_router.gateway.upstream import EngineConnection
 from sgl_router.http1.head import END, LAST_CHUNK, chunk
 from sgl_router.http1.request import RequestHead, encode_request_head
 from sgl_router.http1.response import ResponseEvent, ResponseHead, encode_response_head
 
 _log = logging.getLogger(__name__)
-
-REPLAY_BYTES = 1024 * 1024
-"""A body that is passed on as it arrives is kept for another worker up to this size."""
 
 WAITING_BYTES = 256 * 1024
 """The client is held back when this much of a body waits for a connection."""
@@ -44,16 +43,13 @@ class ClientSide(Protocol):
 
     def write(self, data: bytes) -> None: ...
     def answered(self, *, keep_alive: bool) -> None: ...
-    def abort(self) -> None: ...
+    def cut_off(self) -> None: ...
 
 
 class Exchange:
     """See the module. Every method is a callback: of the client, the engine or the clock."""
 
     __slots__ = (
-        "_attempts",
-        "_body",
-        "_body_over",
         "_chunked",
         "_chunks",
         "_client",
@@ -65,14 +61,11 @@ class Exchange:
         "_first_byte_at",
         "_head",
         "_keep_alive",
-        "_last_chunk_sent",
-        "_received",
-        "_replayable",
         "_request",
         "_request_id",
         "_response",
-        "_sent",
         "_started_at",
+        "_upload",
         "client_reading",
         "deadline",
     )
@@ -88,13 +81,7 @@ class Exchange:
         self._started_at = context.clock()
         self.deadline = self._started_at + context.settings.request_timeout_secs
         self._collect = context.dispatcher.policy.needs_body
-        self._body: list[bytes] = []
-        self._received = 0
-        self._sent = 0
-        self._last_chunk_sent = False
-        self._body_over = False
-        self._replayable = True
-        self._attempts = 0
+        self._upload = Upload(chunked=head.chunked)
         self._decision: Decision | None = None
         self._dial: asyncio.Task[None] | None = None
         self._engine: EngineConnection | None = None
@@ -118,30 +105,27 @@ class Exchange:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the request's body."""
-        self._received += len(data)
-        if self._received > self._context.settings.max_payload_bytes:
-            self._fail(_too_large(self._context.settings.max_payload_bytes))
-            return
-        self._body.append(data)
+        self._upload.add(data)
+        limit = self._context.settings.max_payload_bytes
+        if self._upload.received > limit:
+            self._fail(_too_large(limit))
 
     def on_body_end(self) -> None:
         """The request is complete."""
-        self._body_over = True
+        self._upload.over = True
 
     def on_read(self) -> None:
         """All that one read from the client completed has been told: act on it, with one write."""
+        upload = self._upload
         if self._engine is not None:
-            self._send_body(self._engine, [])
-            if self._received > REPLAY_BYTES and not self._collect:
-                self._replayable = False
-                self._body.clear()
-                self._sent = 0
-        elif self._attempts == 0 and (self._body_over or not self._collect):
+            self._send_on(self._engine, upload.take())
+            if not self._collect:
+                upload.forget_sent()
+        elif self._decision is None and (upload.over or not self._collect):
             if self._collect:
-                self._body = [b"".join(self._body)] if self._body else []
-                self._request.body = self._body[0] if self._body else b""
+                self._request.body = upload.whole()
             self._place()
-        if self._dial is not None and self._received > WAITING_BYTES and not self._collect:
+        if self._dial is not None and upload.received > WAITING_BYTES and not self._collect:
             self.client_reading.hold(Hold.NO_ENGINE)
 
     def on_client_gone(self) -> None:
@@ -164,29 +148,25 @@ class Exchange:
 
     def _place(self) -> None:
         try:
-            self._decision = self._context.dispatcher.dispatch(self._request)
+            self._decision = decision = self._context.dispatcher.dispatch(self._request)
         except RequestError as error:
             self._fail(error)
-            return
-        self._attempts += 1
-        engine = self._context.pool.take(self._decision.worker)
-        if engine is not None:
-            self._send(engine)
+        except Exception:  # noqa: BLE001 (a policy may be anybody's; the client gets an answer)
+            _log.exception("request %.200s: the policy failed", self._request.id)
+            self._fail(RequestError(500, "internal_error", "the router failed; its log says why"))
         else:
-            self._dial = self._context.loop.create_task(self._connect(self._decision))
+            engine = self._context.pool.take(decision.worker)
+            if engine is not None:
+                self._send(engine)
+            else:
+                self._dial = self._context.loop.create_task(self._connect(decision.worker))
 
-    async def _connect(self, decision: Decision) -> None:
+    async def _connect(self, worker: Worker) -> None:
         try:
-            engine = await self._context.pool.dial(decision.worker)
+            engine = await self._context.pool.dial(worker)
         except EngineError as error:
             self._dial = None
-            if self._context.health.observe(decision.worker, ok=False):
-                _log.warning("%r: %s", decision.worker, error)
-            self._try_another(decision, error)
-        except Exception:  # noqa: BLE001 (the outermost callback: the client gets an answer)
-            self._dial = None
-            _log.exception("request %s failed", self._request.id)
-            self._fail(RequestError(500, "internal_error", "the router failed; its log says why"))
+            self._try_another(worker, error)
         else:
             self._dial = None
             self._send(engine)
@@ -196,35 +176,28 @@ class Exchange:
         self._engine = engine
         head, worker = self._head, engine.worker
         engine.begin(self, head_request=head.method == b"HEAD")
-        self._sent = 0
-        self._last_chunk_sent = False
+        self._upload.rewind()
         request_id = self._request_id.added
-        self._send_body(
-            engine, [encode_request_head(head, worker.authority, worker.prefix, request_id)]
-        )
+        encoded = encode_request_head(head, worker.authority, worker.prefix, request_id)
+        self._send_on(engine, [encoded, *self._upload.take()])
         self.client_reading.release(Hold.NO_ENGINE)
 
-    def _send_body(self, engine: EngineConnection, parts: list[bytes]) -> None:
-        """Write `parts` and what has come of the body since the last time."""
-        unsent = self._body[self._sent :]
-        self._sent = len(self._body)
-        parts.extend(map(chunk, unsent) if self._head.chunked else unsent)
-        if self._body_over and self._head.chunked and not self._last_chunk_sent:
-            self._last_chunk_sent = True
-            parts.append(LAST_CHUNK)
+    def _send_on(self, engine: EngineConnection, parts: list[bytes]) -> None:
         if parts:
             engine.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
-    def _try_another(self, decision: Decision, error: EngineError) -> None:
-        """Nothing of an answer has arrived, so that nothing can be generated twice."""
+    def _try_another(self, worker: Worker, error: EngineError) -> None:
+        """Not one byte of an answer has arrived: another worker may have the request."""
+        if self._context.observe(worker, ok=False):
+            _log.warning("%r: %s", worker, error)
         self._complete(str(error))
         self._request.attempt += 1
-        self._request.excluded |= {decision.worker}
+        self._request.excluded |= {worker}
         left = self._context.dispatcher.registry.view(self._request.excluded).eligible
-        if left and self._replayable and self._attempts < MAX_ATTEMPTS:
+        if left and self._upload.replayable and self._request.attempt < MAX_ATTEMPTS:
             self._place()
-            return
-        self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
+        else:
+            self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
 
     # ---- the engine's side
 
@@ -233,6 +206,9 @@ class Exchange:
         out: list[bytes] = []
         for i, event in enumerate(events):
             if type(event) is bytes:
+                self._chunks += 1
+                if self._first_byte_at is None:
+                    self._first_byte_at = self._context.clock()
                 out.append(chunk(event) if self._chunked else event)
             elif isinstance(event, ResponseHead):
                 out.append(self._answer_head(event))
@@ -245,7 +221,7 @@ class Exchange:
             else:
                 assert isinstance(event, ProtocolError)
                 self._write(out)
-                self._broken(EngineError(f"{self._worker_url()}: {event}"))
+                self._broken(EngineError(f"{self._worker().url}: {event}"))
                 return
         self._write(out)
 
@@ -253,6 +229,7 @@ class Exchange:
         """The engine's connection is gone; a body that lasts until then is complete."""
         engine, self._engine = self._engine, None
         assert engine is not None and self._decision is not None, "an exchange was on it"
+        self.client_reading.release(Hold.PEER_FULL)  # it will not say any more that it has room
         if events == [END]:
             if self._chunked:
                 self._client.write(LAST_CHUNK)
@@ -261,12 +238,12 @@ class Exchange:
         error = EngineError(f"{engine.worker.url} closed the connection before its answer's end")
         if self._response is not None:
             self._broken(error)
-        elif engine.reused and self._replayable:
-            # It was closed while idle, as keep-alive connections are: this says nothing of the
-            # worker, and the request has not been read.
-            self._dial = self._context.loop.create_task(self._connect(self._decision))
+        elif engine.reused and self._upload.replayable:
+            # An engine closes its kept connections when it likes, also just now: that says
+            # nothing of the worker.
+            self._dial = self._context.loop.create_task(self._connect(engine.worker))
         else:
-            self._try_another(self._decision, error)
+            self._try_another(engine.worker, error)
 
     def expire(self) -> None:
         """The time for the whole request is over. Never tried again: it may be generating."""
@@ -282,6 +259,7 @@ class Exchange:
     def _answer_head(self, response: ResponseHead) -> bytes:
         head = self._head
         self._response = response
+        self._context.observe_answer(self._worker())
         ends_with_connection = head.http10 and (response.chunked or response.until_close)
         self._keep_alive = (
             head.keep_alive and not self._context.draining and not ends_with_connection
@@ -296,12 +274,8 @@ class Exchange:
         return encoded
 
     def _write(self, out: list[bytes]) -> None:
-        if not out:
-            return
-        self._chunks += 1
-        if self._first_byte_at is None:
-            self._first_byte_at = self._context.clock()
-        self._client.write(out[0] if len(out) == 1 else b"".join(out))
+        if out:
+            self._client.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _answered(self, *, reusable: bool) -> None:
         response, engine, self._engine = self._response, self._engine, None
@@ -311,7 +285,8 @@ class Exchange:
             if (
                 reusable
                 and response.keep_alive
-                and self._body_over
+                and self._upload.over
+                and engine.all_sent
                 and self._head.method != b"HEAD"
             ):
                 self._context.pool.put(engine, self._context.clock())
@@ -330,14 +305,14 @@ class Exchange:
         else:
             # A cut is the only honest end: the client must not take it for a complete answer.
             self._end(str(error))
-            self._client.abort()
+            self._client.cut_off()
 
     def _fail(self, error: RequestError, *, close: bool = False) -> None:
         """Answer with an error of the router's own; where an answer has begun, cut it off."""
         begun = self._response is not None
         self._end(error.message)
         if begun:
-            self._client.abort()
+            self._client.cut_off()
             return
         keep_alive = self._head.keep_alive and not close and not self._context.draining
         with_body = self._head.method != b"HEAD"
@@ -381,9 +356,9 @@ class Exchange:
             ),
         )
 
-    def _worker_url(self) -> str:
+    def _worker(self) -> Worker:
         assert self._decision is not None, "an answer comes from a worker"
-        return self._decision.worker.url
+        return self._decision.worker
 
 
 def _too_large(limit: int) -> RequestError:

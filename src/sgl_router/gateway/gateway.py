@@ -26,17 +26,17 @@ class Gateway:
 
     Args:
         dispatcher: decides where requests go.
-        health: told of what health checks and connections observe.
+        health: told of what health checks and connections observe; None: workers stay as they are.
         settings: limits.
-        checks: how workers are checked, or None where they are not.
+        checks: how workers are checked; of no use without `health`.
     """
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        health: HealthTable,
+        health: HealthTable | None,
         settings: GatewaySettings,
-        checks: CheckSettings | None,
+        checks: CheckSettings,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = GatewayContext(
@@ -44,7 +44,7 @@ class Gateway:
         )
         self._clients = Clients()
         self._checks = None
-        if checks is not None:
+        if health is not None:
             self._checks = HealthChecks(dispatcher.registry, health, checks)
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -72,7 +72,7 @@ class Gateway:
             client.close_if_idle()
         complete = await self._clients_gone(grace_secs)
         for client in list(self._clients.connections):
-            client.abort_now()
+            client.abort()
         if self._checks is not None:
             await self._checks.stop()
         if self._sweep is not None:
@@ -88,15 +88,10 @@ class Gateway:
                 await self._clients.empty.wait()
         return self._clients.empty.is_set()
 
-    @property
-    def in_flight(self) -> int:
-        """Requests under way."""
-        return len(self._context.exchanges)
-
     def _expire(self) -> None:
         """End requests whose time is up and close connections that were idle for long."""
+        self._sweep = self._loop.call_later(SWEEP_SECS, self._expire)
         now = self._context.clock()
+        self._context.pool.close_idle(before=now - IDLE_SECS)
         for exchange in [e for e in self._context.exchanges if e.deadline <= now]:
             exchange.expire()
-        self._context.pool.close_idle(before=now - IDLE_SECS)
-        self._sweep = self._loop.call_later(SWEEP_SECS, self._expire)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -30,15 +31,15 @@ class Reply:
     content_type: bytes = b"application/json"
 
 
-Handler = Callable[[GatewayContext], Awaitable[Reply]]
+Handler = Callable[[GatewayContext, RequestHead], Awaitable[Reply]]
 
 
-async def _ok(_context: GatewayContext) -> Reply:
+async def _ok(_context: GatewayContext, _head: RequestHead) -> Reply:
     """The router's process is alive; whether it can serve is for /readiness to say."""
     return Reply(200, b"OK", b"text/plain; charset=utf-8")
 
 
-async def _readiness(context: GatewayContext) -> Reply:
+async def _readiness(context: GatewayContext, _head: RequestHead) -> Reply:
     registry = context.dispatcher.registry
     healthy = len(registry.view().eligible)
     if context.draining or not healthy:
@@ -60,7 +61,7 @@ _STATUS_WORDS = {
 }
 
 
-async def _workers(context: GatewayContext) -> Reply:
+async def _workers(context: GatewayContext, _head: RequestHead) -> Reply:
     registry = context.dispatcher.registry
     workers = [
         {
@@ -77,13 +78,17 @@ async def _workers(context: GatewayContext) -> Reply:
     return Reply(200, orjson.dumps({"workers": workers, "total": len(workers), "stats": stats}))
 
 
-async def _models(context: GatewayContext) -> Reply:
+async def _models(context: GatewayContext, head: RequestHead) -> Reply:
     """The union of what the healthy workers list; of several with one id, the first."""
     workers = [worker for worker in context.dispatcher.registry if worker.healthy]
     if not workers:
         raise RequestError(503, "no_available_workers", "no worker is healthy")
-    results = await asyncio.gather(*map(_models_of, workers), return_exceptions=True)
-    models: dict[object, object] = {}
+    key = head.get(b"authorization")
+    headers = b"" if key is None else b"Authorization: %b\r\n" % key
+    results = await asyncio.gather(
+        *(_models_of(worker, headers) for worker in workers), return_exceptions=True
+    )
+    models: dict[str, object] = {}
     failures: list[str] = []
     for result in results:
         if isinstance(result, EngineError):
@@ -92,21 +97,21 @@ async def _models(context: GatewayContext) -> Reply:
             raise result
         else:
             for model in result:
-                models.setdefault(model.get("id"), model)
+                models.setdefault(model["id"], model)
     if len(failures) == len(workers):
         raise RequestError(502, "call_upstream_error", "; ".join(failures)[:1000])
     return Reply(200, orjson.dumps({"object": "list", "data": list(models.values())}))
 
 
-async def _models_of(worker: Worker) -> list[dict[str, object]]:
-    status, body = await fetch(worker, "/v1/models", MODELS_TIMEOUT_SECS)
+async def _models_of(worker: Worker, headers: bytes) -> list[dict[str, Any]]:
+    status, body = await fetch(worker, "/v1/models", MODELS_TIMEOUT_SECS, headers)
     try:
         data = orjson.loads(body)["data"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise EngineError(f"{worker.url}/v1/models answered {status}, not a list") from error
-    if not isinstance(data, list):
+    if status != 200 or not isinstance(data, list):
         raise EngineError(f"{worker.url}/v1/models answered {status}, not a list")
-    return [model for model in data if isinstance(model, dict)]
+    return [model for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
 _LOCAL: dict[str, Handler] = {
@@ -177,11 +182,11 @@ class LocalExchange:
 
     def refuse(self, error: ProtocolError) -> None:
         self.on_client_gone()
-        self._client.abort()
+        self._client.cut_off()
 
     def expire(self) -> None:
         self.on_client_gone()
-        self._client.abort()
+        self._client.cut_off()
 
     def pause_engine(self) -> None:
         """There is none."""
@@ -197,7 +202,7 @@ class LocalExchange:
         try:
             handler = route(head)
             assert handler is not None, "the caller proxies what has no handler"
-            reply = await handler(context)
+            reply = await handler(context, head)
             answer = encode_response(
                 reply.status,
                 reply.body,

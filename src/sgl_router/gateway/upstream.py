@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from sgl_router.core.worker import Worker
+from sgl_router.errors import ProtocolError
 from sgl_router.gateway.flow import Hold, ReadGate
 from sgl_router.http1.response import ResponseEvent, ResponseParser
 
@@ -79,6 +80,11 @@ class EngineConnection(asyncio.Protocol):
     def usable(self) -> bool:
         return not self._transport.is_closing()
 
+    @property
+    def all_sent(self) -> bool:
+        """Whether the engine has taken everything that was written."""
+        return self._transport.get_write_buffer_size() == 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
         self.reading = ReadGate(self._transport)
@@ -94,7 +100,9 @@ class EngineConnection(asyncio.Protocol):
         self._on_lost(self)
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
-            receiver.on_engine_lost(self._parser.feed_eof())
+            # A connection that broke ends nothing, not even a body that lasts until its end.
+            broke = ProtocolError(f"the connection broke: {exc}")
+            receiver.on_engine_lost([broke] if exc is not None else self._parser.feed_eof())
 
     def pause_writing(self) -> None:
         if self._receiver is not None:

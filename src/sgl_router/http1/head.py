@@ -129,11 +129,14 @@ class Head:
         """A header's value, by its lower-case name; of several the first."""
         return self._fields.get(name)
 
-    def end_to_end(self) -> bytes:
-        """The lines of the headers that are passed on: all but those between two neighbours."""
-        if self._named is None:
+    def end_to_end(self, besides: frozenset[bytes] = frozenset()) -> bytes:
+        """The lines of the headers that are passed on.
+
+        Dropped are those between two neighbours, and those that `besides` names in lower case.
+        """
+        if self._named is None and not besides:
             return b"".join(self._lines)
-        dropped = HOP_BY_HOP | self._named
+        dropped = HOP_BY_HOP | (self._named or set()) | besides
         kept = [header for header in self.headers if header[0].lower() not in dropped]
         return b"".join([b"%b: %b\r\n" % header for header in kept])
 

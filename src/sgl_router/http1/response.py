@@ -30,6 +30,8 @@ class ResponseHead(Head):
         self.until_close = not (no_body or self.chunked or self.content_length is not None)
 
 
+_CONTENT_LENGTH = frozenset({b"content-length"})
+
 ResponseEvent = ResponseHead | bytes | End | ProtocolError
 
 
@@ -139,12 +141,14 @@ def encode_response_head(
     A body of unknown length is chunked for HTTP/1.1 clients and ends with the connection for
     HTTP/1.0 ones; for those `keep_alive` must be False.
     """
-    lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), head.end_to_end()]
+    # 204 must not be framed (RFC 9110, section 8.6; RFC 9112, section 6.1).
+    framed = head.status != 204
+    lines = [
+        b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason),
+        head.end_to_end() if framed else head.end_to_end(besides=_CONTENT_LENGTH),
+    ]
     lines.extend([b"%b: %b\r\n" % pair for pair in extra])
-    chunked = (head.chunked or head.until_close) and not to_http10
-    if head.status == 204:  # must not be framed (RFC 9110, section 8.6; RFC 9112, section 6.1)
-        chunked = False
-        lines = [line for line in lines if not line.lower().startswith(b"content-length:")]
+    chunked = framed and (head.chunked or head.until_close) and not to_http10
     if chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if not keep_alive:

@@ -4,13 +4,19 @@ The obvious clock is a Python thread that sleeps and calls `increment_epoch`. Bu
 wakes it needs the GIL, and while it waits for it, every foreign call that the event loop makes
 hands the GIL over and takes it back through the kernel: measured on the proxy's hot path, a
 thread that woke every millisecond made a request with a plugin cost half as much again. So the
-timer calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD): no Python runs, and its ticks
-are exact however busy the interpreter is.
+timer calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD): no Python runs for a tick, and
+ticks are exact however busy the interpreter is.
+
+The C library makes a short-lived thread for each tick, which costs two to three percent of a core
+while the clock runs, and it says nothing where a thread cannot be made (a limit on processes). A
+Python thread that looks once a second is the net below it: it ends a call that the timer missed.
 """
 
 import ctypes
 import os
 import threading
+import time
+from collections.abc import Callable
 
 import wasmtime
 from wasmtime import _ffi
@@ -18,8 +24,14 @@ from wasmtime import _ffi
 TICK_NS = 1_000_000
 """One tick of the epoch, the unit of every limit: a millisecond."""
 
+MOST_TICKS = 30_001
+"""The longest limit that is allowed, and the tick under way."""
+
 PARK_AFTER_SECS = 35.0
 """Longer than the longest call that is allowed, so that the clock never parks during one."""
+
+LOOK_SECS = 1.0
+"""How often the watching thread looks, and how late it finds a call that should have ended."""
 
 _CLOCK_MONOTONIC = 1
 _SIGEV_THREAD = 2
@@ -69,7 +81,10 @@ class EpochClock:
         )
         # A tick may be on its way when the timer is deleted: the engine stays, all ten kilobytes.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
-        self._used = True
+        self._advance = _advance_function()
+        self._engine = engine
+        self._call_ends_at = float("inf")
+        self._used_at = time.monotonic()
         self._ticking = False
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -82,12 +97,21 @@ class EpochClock:
         """Whether it runs, or is parked or closed."""
         return self._ticking
 
-    def announce(self) -> None:
-        """A call is about to begin: from here on the epoch advances."""
-        self._used = True
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    def announce(self, limit_ms: int) -> None:
+        """A call that may take `limit_ms` is about to begin: from here on the epoch advances."""
+        self._used_at = now = time.monotonic()
+        self._call_ends_at = now + limit_ms / 1000
         if not self._ticking:
             with self._lock:
                 self._set(TICK_NS)
+
+    def finished(self) -> None:
+        """The call that was announced last has ended."""
+        self._call_ends_at = float("inf")
 
     def close(self) -> None:
         """Stop; nothing may be called any more."""
@@ -98,19 +122,22 @@ class EpochClock:
             self._check(self._libc.timer_delete(self._timer))
 
     def _run(self) -> None:
-        while not self._closed.wait(PARK_AFTER_SECS):
-            self._park_if_unused()
+        while not self._closed.wait(LOOK_SECS):
+            now = time.monotonic()
+            if now > self._call_ends_at + LOOK_SECS:
+                for _ in range(MOST_TICKS):
+                    self._advance(self._engine.ptr())
+            if self._ticking and now - self._used_at > PARK_AFTER_SECS:
+                self._park()
 
-    def _park_if_unused(self) -> None:
+    def _park(self) -> None:
         """In this order: a call that is announced meanwhile either is seen here, or sees this."""
-        if self._used:
-            self._used = False
-            return
         with self._lock:
             self._ticking = False
-            self._ticking = self._used
-            if not self._ticking:
+            if time.monotonic() - self._used_at > PARK_AFTER_SECS:
                 self._set(0)
+            else:
+                self._ticking = True
 
     def _set(self, interval_ns: int) -> None:
         spec = _TimerSpec(interval_ns=interval_ns, value_ns=interval_ns)
@@ -121,3 +148,11 @@ class EpochClock:
         if result != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"the timer for plugins' limits: {os.strerror(number)}")
+
+
+def _advance_function() -> Callable[[object], None]:
+    """`wasmtime_engine_increment_epoch`, keeping the GIL: it is one atomic addition."""
+    library = ctypes.PyDLL(_ffi.dll._name, handle=_ffi.dll._handle)
+    function = library["wasmtime_engine_increment_epoch"]
+    function.restype = None
+    return function

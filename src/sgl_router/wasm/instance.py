@@ -1,7 +1,6 @@
 """One live instance of a plugin: calls into it, bounded and checked."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 import wasmtime
@@ -23,7 +22,8 @@ class Instance:
     """A plugin's instance, with its own memory.
 
     After a failure, which leaves the guest in an unknown state, it is `poisoned`: to be thrown
-    away. A store must never be used by two threads at once: an instance has one user at a time.
+    away; `late_failure` is one that came after the decision had been read. A store must never be
+    used by two threads at once: an instance has one user at a time.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -33,6 +33,7 @@ class Instance:
         """
         self._sandbox = sandbox
         self.poisoned = False
+        self.late_failure: DecisionError | None = None
         try:
             self._store = sandbox.new_store()
         except wasmtime.WasmtimeError as error:  # its private folder is gone
@@ -52,8 +53,10 @@ class Instance:
         self._begin(now_ms, entropy)
         at, result_at, result = self._bounded(self._decide, payload)
         # The decision has been read; what fails now costs the instance, which is poisoned by it.
-        with suppress(DecisionError):
+        try:
             self._bounded(self._free, result_at, len(result) + 1, at, len(payload))
+        except DecisionError as error:
+            self.late_failure = error.with_traceback(None)
         return result
 
     def on_request_complete(self, payload: bytes, now_ms: int) -> None:
@@ -64,6 +67,8 @@ class Instance:
     def _begin(self, now_ms: int, entropy: int) -> None:
         """Set the deadline of everything that is called from here on."""
         sandbox = self._sandbox
+        if sandbox.runtime.closed:
+            raise self._failed("trap", "the router has stopped: nothing would bound a call")
         sandbox.host.begin(now_ms, entropy)
         self._deadline.set(sandbox.runtime.ticks(sandbox.config.max_execution_time_ms))
 
@@ -84,6 +89,7 @@ class Instance:
             failure = self._failure(error)
         finally:
             host.stop = do_nothing
+            self._sandbox.runtime.clock.finished()
         if host.exit_code is not None:
             failure = self._failed(
                 "trap", f"called proc_exit({host.exit_code}); a plugin must not exit"

@@ -75,10 +75,13 @@ class WasmPolicy(Policy):
     def _decide(self, workers: WorkerView, request: RequestView) -> int | None:
         self._last_now_ms = request.now_ms
         payload = self._encoder.encode_request(workers, request, self._state)
+        instance = self._live_instance()
         try:
-            result = self._live_instance().select_worker(payload, request.now_ms, request.entropy)
+            result = instance.select_worker(payload, request.now_ms, request.entropy)
         finally:
             self._drop_poisoned()
+        if instance.late_failure is not None:
+            self._count(instance.late_failure)
         answer = decode_answer(self.name, result)
         index = answer.selected_worker
         if index is not None:

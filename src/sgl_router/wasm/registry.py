@@ -36,16 +36,15 @@ class WasmPolicyRegistry:
         name = str(config.name)  # of any type until it has been checked
         if name in self._plugins or name in self._loading:
             raise PluginRefused(name, ["a plugin of this name is loaded already; unload it first"])
-        self._closed = False
+        if self._closed:
+            raise PluginRefused(name, ["the router has stopped"])
         if self._runtime is None:
             self._runtime = WasmRuntime()
         self._loading.add(name)
-        try:
-            policy = await asyncio.to_thread(self._build, config, self._runtime)
-        finally:
-            self._loading.discard(name)
-            if self._closed:
-                self._stop_clock()
+        building = asyncio.ensure_future(asyncio.to_thread(self._build, config, self._runtime))
+        building.add_done_callback(lambda _: self._built(name))
+        # A load that is given up goes on in its thread, bounded by the clock, and counts till then.
+        policy = await asyncio.shield(building)
         if self._closed:
             raise PluginRefused(name, ["the router stopped while it was being loaded"])
         self._plugins[name] = policy
@@ -67,6 +66,11 @@ class WasmPolicyRegistry:
         self._closed = True
         self._plugins.clear()
         self._stop_clock()
+
+    def _built(self, name: str) -> None:
+        self._loading.discard(name)
+        if self._closed:
+            self._stop_clock()
 
     def _stop_clock(self) -> None:
         """Not while a plugin is being loaded: an endless `init` would never be stopped."""

@@ -43,9 +43,14 @@ class WasmRuntime:
         self.clock = EpochClock(self.engine)
         self.linking = threading.Lock()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing would bound a call any more."""
+        return self.clock.closed
+
     def ticks(self, limit_ms: int) -> int:
         """The epoch deadline of a call that may take `limit_ms`; to be asked before every call."""
-        self.clock.announce()
+        self.clock.announce(limit_ms)
         return limit_ms + 1  # the tick under way may end at once
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ from sgl_router.wasm.printable import printable, shown
 MAX_RESULT_BYTES = 64 * 1024
 MAX_STATE_BYTES = 64 * 1024
 MAX_ERROR_CHARACTERS = 1024
+MAX_FIELD_CHARACTERS = 1024
+"""Of the request's id, path, model and session: a client must not be able to fill the guest."""
 EMPTY_STATE = b"{}"
 
 
@@ -54,11 +56,11 @@ class JsonEncoder:
                 "config": self._config,
                 "state": orjson.Fragment(state),
                 "request": {
-                    "id": request.id,
-                    "path": request.path,
-                    "model": request.model,
+                    "id": request.id[:MAX_FIELD_CHARACTERS],
+                    "path": request.path[:MAX_FIELD_CHARACTERS],
+                    "model": _short(request.model),
                     "stream": request.stream,
-                    "session": request.session,
+                    "session": _short(request.session),
                     "attempt": request.attempt,
                     "text_bytes": size,
                 },
@@ -133,6 +135,10 @@ def merge_state(plugin: str, state: bytes, patch: dict[str, Any]) -> bytes:
             f"its state would be {len(encoded):,} bytes; at most {MAX_STATE_BYTES:,} are allowed",
         )
     return encoded
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else text[:MAX_FIELD_CHARACTERS]
 
 
 def _cut(text: str, limit: int) -> tuple[str, int]:
