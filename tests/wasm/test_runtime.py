@@ -58,6 +58,21 @@ def test_a_call_after_the_clock_was_parked_is_bounded_all_the_same(
     runtime.close()
 
 
+def test_a_call_is_ended_though_the_timer_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system makes no thread for a tick, the epoch stands still, and nobody says so."""
+    monkeypatch.setattr(clock, "LOOK_SECS", 0.05)
+    monkeypatch.setattr(EpochClock, "_set", lambda self, interval: None)
+    runtime = WasmRuntime()
+    bench = Bench(tmp_path, runtime, PolicyFactory())
+    instance = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=20)
+    with pytest.raises(DecisionError) as failed:
+        instance.select_worker(b"{}", 0, 0)
+    assert failed.value.kind == "timeout"
+    runtime.close()
+
+
 def test_a_limit_is_kept_while_the_interpreter_is_busy(bench: Bench) -> None:
     """The clock does not need the GIL: not even one that another thread never gives away."""
     instance = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=20)
