@@ -74,6 +74,38 @@ async def test_a_reset_before_any_answer_goes_to_another_worker() -> None:
         assert (await client.post()).body == b"good"
 
 
+async def test_a_request_that_crashes_engines_reaches_two_of_them() -> None:
+    """And takes none of them from the others."""
+    crashes = 0
+
+    async def script(socket: EngineSocket) -> None:
+        nonlocal crashes
+        while (request := await socket.request()) is not None:
+            if request.body == b"poison":
+                crashes += 1
+                return
+            await socket.send(respond(b"ok"))
+
+    async with (
+        ScriptedEngine(script) as one,
+        ScriptedEngine(script) as two,
+        ScriptedEngine(script) as three,
+        running(one.url, two.url, three.url, disable_health_check=False) as server,
+        connected(server) as client,
+    ):
+        while len(server.registry.view().eligible) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        for _ in range(4):
+            response = await client.post(body=b"poison")
+            assert (response.status, error_code(response.body)) == (
+                502,
+                "call_upstream_connect_error",
+            )
+        assert crashes == 8
+        assert (await client.post()).body == b"ok"
+        assert len(server.registry.view().eligible) == 3
+
+
 async def test_a_stale_connection_is_dialled_again_at_the_same_worker() -> None:
     """An engine may close a kept connection just as a request is sent on it."""
     second_came = 0

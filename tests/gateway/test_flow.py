@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from sgl_router.gateway import downstream
 from tests.gateway.support import (
     EngineSocket,
     ScriptedEngine,
@@ -116,3 +119,29 @@ async def test_answers_that_nobody_reads_hold_back_the_next_requests() -> None:
         assert server._gateway is not None
         (connection,) = server._gateway._clients.connections
         assert connection._transport.get_write_buffer_size() < 1024 * 1024
+
+
+async def test_an_early_answer_is_not_cut_off_while_it_is_being_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(downstream, "LINGER_SECS", 0.01)
+    size = 64 * len(PIECE)
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.reader.readuntil(b"part one")
+        await socket.send(respond(b"x" * size))
+        await socket.reader.read()
+
+    async with (
+        ScriptedEngine(script) as engine,
+        running(engine.url) as server,
+        connected(server) as client,
+    ):
+        await client.send(
+            b"POST /v1/x HTTP/1.1\r\nHost: r\r\nConnection: close\r\n"
+            b"Content-Length: 16\r\n\r\npart one"
+        )
+        head = await within(client.reader.readuntil(b"\r\n\r\n"))
+        await asyncio.sleep(0.1)  # ten times as long as the connection lingers
+        assert b"200" in head
+        assert await within(client.reader.readexactly(size)) == b"x" * size

@@ -222,6 +222,13 @@ class ClientConnection(asyncio.Protocol):
         if not linger:
             self._transport.close()
             return
-        self._linger = self._context.loop.call_later(LINGER_SECS, self._transport.abort)
+        self._linger = self._context.loop.call_later(LINGER_SECS, self._lingered)
         self._transport.write_eof()
         self.reading.release(Hold.PIPELINED)
+
+    def _lingered(self) -> None:
+        """Not before the client has been sent all of its answer."""
+        if self._transport.get_write_buffer_size():
+            self._linger = self._context.loop.call_later(LINGER_SECS, self._lingered)
+        else:
+            self._transport.abort()

@@ -53,6 +53,7 @@ class Exchange:
         "_chunked",
         "_chunks",
         "_client",
+        "_closed_on",
         "_collect",
         "_context",
         "_decision",
@@ -90,6 +91,7 @@ class Exchange:
         self._chunked = False
         self._chunks = 0
         self._first_byte_at: float | None = None
+        self._closed_on = False
 
     # ---- the client's side
 
@@ -166,6 +168,8 @@ class Exchange:
             engine = await self._context.pool.dial(worker)
         except EngineError as error:
             self._dial = None
+            if self._context.observe(worker, ok=False):
+                _log.warning("%r: %s", worker, error)
             self._try_another(worker, error)
         else:
             self._dial = None
@@ -188,8 +192,6 @@ class Exchange:
 
     def _try_another(self, worker: Worker, error: EngineError) -> None:
         """Not one byte of an answer has arrived: another worker may have the request."""
-        if self._context.observe(worker, ok=False):
-            _log.warning("%r: %s", worker, error)
         self._complete(str(error))
         self._request.attempt += 1
         self._request.excluded |= {worker}
@@ -242,7 +244,11 @@ class Exchange:
             # An engine closes its kept connections when it likes, also just now: that says
             # nothing of the worker.
             self._dial = self._context.loop.create_task(self._connect(engine.worker))
+        elif self._closed_on:
+            # Twice may be the request's own fault: it must not go through all the workers.
+            self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
         else:
+            self._closed_on = True
             self._try_another(engine.worker, error)
 
     def expire(self) -> None:
