@@ -76,7 +76,15 @@ class ProtocolError(RouterError):
 
 
 class EngineError(RouterError):
-    """An engine could not be reached, answered nonsense or broke off."""
+    """An engine could not be reached, answered nonsense or broke off.
+
+    Attributes:
+        local: whether it is this machine that lacks something, which says nothing of the engine.
+    """
+
+    def __init__(self, message: str, *, local: bool = False) -> None:
+        self.local = local
+        super().__init__(message)
 
 
 class RequestError(RouterError):

@@ -74,6 +74,41 @@ async def test_a_reset_before_any_answer_goes_to_another_worker() -> None:
         assert (await client.post()).body == b"good"
 
 
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+async def test_a_request_of_which_an_answer_has_begun_is_not_sent_again(start: bytes) -> None:
+    async def breaks_off(socket: EngineSocket) -> None:
+        await socket.request()
+        await socket.send(start)
+
+    async with (
+        ScriptedEngine(breaks_off) as bad,
+        ScriptedEngine(answering(respond())) as good,
+        running(bad.url, good.url) as server,
+        connected(server) as client,
+    ):
+        assert (await client.post()).status == 502
+        assert (bad.connections, good.connections) == (1, 0)
+
+
+async def test_a_client_that_leaves_after_its_next_request_is_noticed() -> None:
+    """Though nothing is read from it meanwhile."""
+    closed, got = asyncio.Event(), asyncio.Event()
+
+    async def script(socket: EngineSocket) -> None:
+        await socket.request()
+        got.set()
+        with suppress(ConnectionResetError):
+            assert await socket.reader.read() == b""
+        closed.set()
+
+    request = b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}"
+    async with ScriptedEngine(script) as engine, running(engine.url) as server:
+        async with connected(server) as client:
+            await client.send(request * 2)
+            await within(got.wait())
+        await within(closed.wait())
+
+
 async def test_a_request_that_crashes_engines_reaches_two_of_them() -> None:
     """And takes none of them from the others."""
     crashes = 0

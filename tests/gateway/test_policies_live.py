@@ -52,7 +52,11 @@ async def shares(policy: str, engines: Sequence[LlamaServer]) -> list[float]:
     async with running(
         *weights,
         policy=policy,
-        plugin_config={"weighted_random": {"config": {"weights": weights}}},
+        # On a busy machine a decision can be off the CPU for longer than the usual limit.
+        plugin_config={
+            "least_connections": {"max_execution_time_ms": 10_000},
+            "weighted_random": {"max_execution_time_ms": 10_000, "config": {"weights": weights}},
+        },
         placements=placements,
     ) as server:
         assert await send_all(server, REQUESTS) == {200: REQUESTS}

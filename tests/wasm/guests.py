@@ -146,6 +146,7 @@ class Bench:
 
     def config(self, wasm: bytes, name: str = "plugin", **settings: Any) -> WasmPolicyConfig:
         """The configuration of a module, which it writes to a file."""
+        settings.setdefault("max_execution_time_ms", 5_000)  # for machines under load
         path = self.folder / f"{name}.wasm"
         path.write_bytes(wasm)
         return WasmPolicyConfig(module_path=str(path), name=name, **settings)

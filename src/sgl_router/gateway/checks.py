@@ -66,6 +66,9 @@ class HealthChecks:
             status, _ = await fetch(worker, path, self._settings.timeout_secs)
             ok, why = 200 <= status < 300, f"GET {path} answered {status}"
         except EngineError as error:
+            if error.local:
+                _log.warning("%s", error)
+                return
             ok, why = False, str(error)
         if self._table.observe(worker, ok):
             _log.log(logging.INFO if ok else logging.WARNING, "%r: %s", worker, why)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import select
 from collections import deque
 from typing import cast
 
@@ -143,6 +144,14 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is None:
             self._transport.close()
 
+    def notice_departure(self) -> None:
+        """Close where the client is gone; while nothing is read, nobody else would notice."""
+        if self.reading.held and not self._transport.is_closing():
+            departed = select.poll()
+            departed.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+            if departed.poll(0):
+                self._transport.abort()
+
     def abort(self) -> None:
         """Close whatever is under way; its engine learns of it as if the client had gone."""
         self._transport.abort()
@@ -208,6 +217,9 @@ class ClientConnection(asyncio.Protocol):
     def _on_error(self, error: ProtocolError) -> None:
         if self._exchange is not None:
             self._exchange.refuse(error)  # answers where it still can, and closes
+            return
+        if self._request_open:  # it has been answered already
+            self._close(linger=True)
             return
         request_id = (REQUEST_ID_HEADER, self._context.new_request_id("").encode("ascii"))
         refusal = RequestError(error.status, "bad_request", str(error))

@@ -32,6 +32,10 @@ _log = logging.getLogger(__name__)
 WAITING_BYTES = 256 * 1024
 """The client is held back when this much of a body waits for a connection."""
 
+IDLE_CLOSE_SECS = 0.5
+"""A kept connection that is closed this soon after it was used again was about to be closed anyway;
+later, the engine had the request and may have worked on it."""
+
 MAX_ATTEMPTS = 6
 """Workers asked for one request; sglang-router's default is five retries."""
 
@@ -65,6 +69,7 @@ class Exchange:
         "_request",
         "_request_id",
         "_response",
+        "_sent_at",
         "_started_at",
         "_upload",
         "client_reading",
@@ -92,6 +97,7 @@ class Exchange:
         self._chunks = 0
         self._first_byte_at: float | None = None
         self._closed_on = False
+        self._sent_at = 0.0
 
     # ---- the client's side
 
@@ -100,7 +106,8 @@ class Exchange:
         self._context.exchanges.add(self)
         limit = self._context.settings.max_payload_bytes
         if (self._head.content_length or 0) > limit:
-            self._fail(_too_large(limit))
+            # A client that was not told to go on may leave its body out.
+            self._fail(_too_large(limit), close=self._head.expects_continue)
             return
         if self._head.expects_continue:
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -168,7 +175,7 @@ class Exchange:
             engine = await self._context.pool.dial(worker)
         except EngineError as error:
             self._dial = None
-            if self._context.observe(worker, ok=False):
+            if not error.local and self._context.observe(worker, ok=False):
                 _log.warning("%r: %s", worker, error)
             self._try_another(worker, error)
         else:
@@ -178,6 +185,7 @@ class Exchange:
     def _send(self, engine: EngineConnection) -> None:
         """Write the head, and as much of the body as is there; the rest follows as it comes."""
         self._engine = engine
+        self._sent_at = self._context.clock()
         head, worker = self._head, engine.worker
         engine.begin(self, head_request=head.method == b"HEAD")
         self._upload.rewind()
@@ -194,6 +202,9 @@ class Exchange:
         """Not one byte of an answer has arrived: another worker may have the request."""
         self._complete(str(error))
         self._request.attempt += 1
+        if self._upload.over and self._upload.replayable:
+            # The policy in use now may read it, though the one at the head did not.
+            self._request.body = self._upload.whole()
         self._request.excluded |= {worker}
         left = self._context.dispatcher.registry.view(self._request.excluded).eligible
         if left and self._upload.replayable and self._request.attempt < MAX_ATTEMPTS:
@@ -238,11 +249,15 @@ class Exchange:
             self._answered(reusable=False)
             return
         error = EngineError(f"{engine.worker.url} closed the connection before its answer's end")
-        if self._response is not None:
+        if self._response is not None or engine.heard:
             self._broken(error)
-        elif engine.reused and self._upload.replayable:
+        elif (
+            engine.reused
+            and self._upload.replayable
+            and self._context.clock() - self._sent_at < IDLE_CLOSE_SECS
+        ):
             # An engine closes its kept connections when it likes, also just now: that says
-            # nothing of the worker.
+            # nothing of the worker, and the request has hardly been read.
             self._dial = self._context.loop.create_task(self._connect(engine.worker))
         elif self._closed_on:
             # Twice may be the request's own fault: it must not go through all the workers.

@@ -4,6 +4,7 @@ import asyncio
 
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError
+from sgl_router.gateway.pool import LOCAL_ERRORS
 from sgl_router.http1.head import END
 from sgl_router.http1.response import ResponseEvent, ResponseHead, ResponseParser
 
@@ -22,7 +23,10 @@ async def fetch(
             return await _fetch(worker, path, headers)
     except TimeoutError as error:
         raise EngineError(f"{worker.url}{path}: no answer within {timeout_secs:g} s") from error
-    except (OSError, ProtocolError) as error:
+    except OSError as error:
+        local = error.errno in LOCAL_ERRORS
+        raise EngineError(f"{worker.url}{path}: {error}", local=local) from error
+    except ProtocolError as error:
         raise EngineError(f"{worker.url}{path}: {error}") from error
 
 

@@ -20,6 +20,10 @@ class ReadGate:
         self._transport = transport
         self._holds = 0
 
+    @property
+    def held(self) -> bool:
+        return self._holds != 0
+
     def hold(self, reason: int) -> None:
         if not self._holds and not self._transport.is_closing():
             self._transport.pause_reading()

@@ -93,5 +93,7 @@ class Gateway:
         self._sweep = self._loop.call_later(SWEEP_SECS, self._expire)
         now = self._context.clock()
         self._context.pool.close_idle(before=now - IDLE_SECS)
+        for client in list(self._clients.connections):
+            client.notice_departure()
         for exchange in [e for e in self._context.exchanges if e.deadline <= now]:
             exchange.expire()

@@ -1,6 +1,7 @@
 """Connections to workers that are kept for the next request."""
 
 import asyncio
+from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError
@@ -8,6 +9,9 @@ from sgl_router.gateway.upstream import EngineConnection
 
 IDLE_SECS = 4.0
 """Shorter than the 5 s after which uvicorn, under SGLang and vLLM, closes an idle connection."""
+
+LOCAL_ERRORS = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
+"""What connecting fails with where it is this machine that has nothing left."""
 
 CONNECT_SECS = 5.0
 """For a connection to be accepted; a host that is gone must not hold a request for longer."""
@@ -47,7 +51,9 @@ class ConnectionPool:
         except TimeoutError as error:
             raise EngineError(f"no connection to {worker.url} in {CONNECT_SECS:g} s") from error
         except OSError as error:
-            raise EngineError(f"no connection to {worker.url}: {error}") from error
+            raise EngineError(
+                f"no connection to {worker.url}: {error}", local=error.errno in LOCAL_ERRORS
+            ) from error
         return connection
 
     def close_idle(self, before: float) -> None:

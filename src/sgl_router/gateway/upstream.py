@@ -28,6 +28,7 @@ class EngineConnection(asyncio.Protocol):
     Attributes:
         worker: whose it is.
         reused: whether it has carried an exchange before the one that is on it now.
+        heard: whether a byte has come since the exchange that is on it began.
         idle_since: when its last exchange ended, in seconds of the gateway's clock.
         reading: holds back the engine while its client is slow.
     """
@@ -37,6 +38,7 @@ class EngineConnection(asyncio.Protocol):
         "_parser",
         "_receiver",
         "_transport",
+        "heard",
         "idle_since",
         "reading",
         "reused",
@@ -49,6 +51,7 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self, worker: Worker, on_lost: Callable[["EngineConnection"], None]) -> None:
         self.worker = worker
         self.reused = False
+        self.heard = False
         self.idle_since = 0.0
         self._on_lost = on_lost
         self._parser = ResponseParser()
@@ -58,6 +61,7 @@ class EngineConnection(asyncio.Protocol):
         """Put an exchange on this connection."""
         assert self._receiver is None, "one exchange at a time"
         self._receiver = receiver
+        self.heard = False
         if head_request:
             self._parser = ResponseParser(to_head_request=True)
 
@@ -94,6 +98,7 @@ class EngineConnection(asyncio.Protocol):
         if receiver is None:
             self._transport.abort()  # an engine that speaks unasked is not to be trusted
         else:
+            self.heard = True
             receiver.on_response(self._parser.feed(data))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -28,7 +28,10 @@ class RequestHead(Head):
         self.path = target.partition(b"?")[0].decode("latin-1")
         self.http10 = http10
         expect = self.get(b"expect")
-        self.expects_continue = expect is not None and expect.lower() == b"100-continue"
+        # An HTTP/1.0 client cannot mean it (RFC 9110, section 10.1.1).
+        self.expects_continue = (
+            not http10 and expect is not None and expect.lower() == b"100-continue"
+        )
 
 
 RequestEvent = RequestHead | bytes | End | ProtocolError

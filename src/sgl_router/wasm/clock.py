@@ -5,11 +5,12 @@ wakes it needs the GIL, and while it waits for it, every foreign call that the e
 hands the GIL over and takes it back through the kernel: measured on the proxy's hot path, a
 thread that woke every millisecond made a request with a plugin cost half as much again. So the
 timer calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD): no Python runs for a tick, and
-ticks are exact however busy the interpreter is.
+ticks are exact however busy the interpreter is. A forked child has no such timer.
 
-The C library makes a short-lived thread for each tick, which costs two to three percent of a core
-while the clock runs, and it says nothing where a thread cannot be made (a limit on processes). A
-Python thread that looks once a second is the net below it: it ends a call that the timer missed.
+The C library makes a short-lived thread for each tick. That costs two to five percent of a core
+while the clock runs, and it says nothing where a thread cannot be made (a limit on processes) or
+comes late (a machine under load). A Python thread that looks once a second is the net below it: it
+ends a call that the timer missed.
 """
 
 import ctypes
@@ -23,9 +24,6 @@ from wasmtime import _ffi
 
 TICK_NS = 1_000_000
 """One tick of the epoch, the unit of every limit: a millisecond."""
-
-MOST_TICKS = 30_001
-"""The longest limit that is allowed, and the tick under way."""
 
 PARK_AFTER_SECS = 35.0
 """Longer than the longest call that is allowed, so that the clock never parks during one."""
@@ -83,7 +81,7 @@ class EpochClock:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
         self._advance = _advance_function()
         self._engine = engine
-        self._call_ends_at = float("inf")
+        self._calls: dict[int, tuple[float, int]] = {}  # by thread: when it should end, its limit
         self._used_at = time.monotonic()
         self._ticking = False
         self._lock = threading.Lock()
@@ -104,17 +102,19 @@ class EpochClock:
     def announce(self, limit_ms: int) -> None:
         """A call that may take `limit_ms` is about to begin: from here on the epoch advances."""
         self._used_at = now = time.monotonic()
-        self._call_ends_at = now + limit_ms / 1000
+        self._calls[threading.get_ident()] = (now + limit_ms / 1000, limit_ms)
         if not self._ticking:
             with self._lock:
                 self._set(TICK_NS)
 
     def finished(self) -> None:
-        """The call that was announced last has ended."""
-        self._call_ends_at = float("inf")
+        """The call that this thread announced last has ended."""
+        self._calls.pop(threading.get_ident(), None)
 
     def close(self) -> None:
-        """Stop; nothing may be called any more."""
+        """Stop; nothing may be called any more. A second time it does nothing."""
+        if self.closed:
+            return
         self._closed.set()
         self._watch.join()
         with self._lock:
@@ -124,9 +124,10 @@ class EpochClock:
     def _run(self) -> None:
         while not self._closed.wait(LOOK_SECS):
             now = time.monotonic()
-            if now > self._call_ends_at + LOOK_SECS:
-                for _ in range(MOST_TICKS):
-                    self._advance(self._engine.ptr())
+            for ends_at, limit_ms in list(self._calls.values()):
+                if now > ends_at + LOOK_SECS:
+                    for _ in range(limit_ms + 1):
+                        self._advance(self._engine.ptr())
             if self._ticking and now - self._used_at > PARK_AFTER_SECS:
                 self._park()
 

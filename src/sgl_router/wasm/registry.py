@@ -26,6 +26,7 @@ class WasmPolicyRegistry:
         self._plugins: dict[str, WasmPolicy] = {}
         self._loading: set[str] = set()
         self._runtime: WasmRuntime | None = None
+        self._building = 0  # threads at work; they end after a load that was given up
         self._closed = False
 
     async def load(self, config: WasmPolicyConfig) -> WasmPolicy:
@@ -41,10 +42,12 @@ class WasmPolicyRegistry:
         if self._runtime is None:
             self._runtime = WasmRuntime()
         self._loading.add(name)
-        building = asyncio.ensure_future(asyncio.to_thread(self._build, config, self._runtime))
-        building.add_done_callback(lambda _: self._built(name))
-        # A load that is given up goes on in its thread, bounded by the clock, and counts till then.
-        policy = await asyncio.shield(building)
+        with self._runtime.linking:
+            self._building += 1
+        try:
+            policy = await asyncio.to_thread(self._build, config, self._runtime)
+        finally:
+            self._loading.discard(name)
         if self._closed:
             raise PluginRefused(name, ["the router stopped while it was being loaded"])
         self._plugins[name] = policy
@@ -67,22 +70,22 @@ class WasmPolicyRegistry:
         self._plugins.clear()
         self._stop_clock()
 
-    def _built(self, name: str) -> None:
-        self._loading.discard(name)
-        if self._closed:
-            self._stop_clock()
-
     def _stop_clock(self) -> None:
-        """Not while a plugin is being loaded: an endless `init` would never be stopped."""
-        if self._runtime is not None and not self._loading:
+        """Not while a thread is at work on a plugin: an endless `init` would never be stopped."""
+        if self._runtime is not None and not self._building:
             self._runtime.close()
             self._runtime = None
 
     def _build(self, config: WasmPolicyConfig, runtime: WasmRuntime) -> WasmPolicy:
-        module = read_module(config, self._reserved_names)
         try:
+            module = read_module(config, self._reserved_names)
             return WasmPolicy(Sandbox(module, config, runtime))
         except DecisionError as error:
             raise PluginRefused(
                 config.name, [f"it fails when tried out: {error.kind}: {error.detail}"]
             ) from error
+        finally:
+            with runtime.linking:
+                self._building -= 1
+                if self._closed:
+                    self._stop_clock()
