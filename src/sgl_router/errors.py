@@ -93,16 +93,12 @@ class RequestError(RouterError):
     Attributes:
         status: the HTTP status.
         code: the machine-readable code in the body.
-        retry_after_secs: the value of `Retry-After`, or None.
     """
 
-    def __init__(
-        self, status: int, code: str, message: str, *, retry_after_secs: int | None = None
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str) -> None:
         self.status = status
         self.code = code
         self.message = message
-        self.retry_after_secs = retry_after_secs
         super().__init__(message)
 
     @property
@@ -110,6 +106,4 @@ class RequestError(RouterError):
         """The OpenAI API's coarse class of error."""
         if self.status == 404:
             return "not_found_error"
-        if self.status == 429:
-            return "rate_limit_error"
         return "invalid_request_error" if self.status < 500 else "server_error"

@@ -56,9 +56,6 @@ class WorkerRegistry:
         self._by_url[worker.url] = worker
         self._view = None
 
-    def get(self, url: str) -> Worker | None:
-        return self._by_url.get(url)
-
     def set_health(self, worker: Worker, health: Health) -> None:
         worker.health = health
         worker.streak = 0  # it counted against the state before

@@ -66,10 +66,6 @@ class ConnectionPool:
                 connection.abort()
             del idle[:stale]
 
-    def __len__(self) -> int:
-        """Idle connections."""
-        return sum(len(idle) for idle in self._idle.values())
-
     def _forget(self, connection: EngineConnection) -> None:
         idle = self._idle.get(connection.worker, [])
         if connection in idle:

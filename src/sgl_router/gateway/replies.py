@@ -53,9 +53,6 @@ def error_reply(
             }
         }
     )
-    extra = [request_id]
-    if error.retry_after_secs is not None:
-        extra.append((b"Retry-After", b"%d" % error.retry_after_secs))
     return encode_response(
-        error.status, body, keep_alive=keep_alive, extra=extra, with_body=with_body
+        error.status, body, keep_alive=keep_alive, extra=[request_id], with_body=with_body
     )
