@@ -28,10 +28,6 @@ def test_the_order_is_the_order_of_adding() -> None:
     assert len(registry) == len(registry.view()) == len(workers)
 
 
-def test_get() -> None:
-    registry, workers = pool()
-
-
 @pytest.mark.parametrize("again", [URLS[0], URLS[0] + "/"])
 def test_a_url_is_added_once(again: str) -> None:
     registry, workers = pool()
