@@ -18,7 +18,7 @@ check: .venv/ready-test      ## lint, formatting, types, import contracts
 
 bench: .venv/ready           ## what a decision takes, and what a request costs beside nginx
 	$(BIN)/python benchmarks/decision.py
-	$(BIN)/python benchmarks/proxy.py
+	$(BIN)/python benchmarks/overhead.py
 
 wasm:                        ## rebuild the plugins that ship with the package (needs Rust)
 	scripts/build_wasm_plugins.sh build --out src/sgl_router/policies/plugins

@@ -1,9 +1,9 @@
 """What one decision of a plugin takes, through `WasmPolicy.select_worker`.
 
-Hard about it: a decision is four calls into a sandbox, an encoding and a decoding of JSON, and a
-copy in and a copy out, and all of that has to cost less than what a request costs a proxy. The
-built-in `power_of_two` beside it shows what the sandbox adds; the times are of single decisions,
-each with its own entropy, so that nothing is amortised.
+Hard about it: a decision is four calls within a sandbox, an encoding and a decoding of JSON on each
+side, a copy in and a copy out, and all of that has to cost less than what a request costs a proxy.
+The built-in `power_of_two` beside it shows what the sandbox adds; the times are of single
+decisions, each with its own entropy, so that nothing is amortised.
 
     python benchmarks/decision.py [--decisions 20000]
 """

@@ -93,17 +93,22 @@ class RequestError(RouterError):
     Attributes:
         status: the HTTP status.
         code: the machine-readable code in the body.
+        retry_after_secs: after which the client may try again, or None.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after_secs: int | None = None
+    ) -> None:
         self.status = status
         self.code = code
         self.message = message
+        self.retry_after_secs = retry_after_secs
         super().__init__(message)
 
     @property
     def type(self) -> str:
         """The OpenAI API's coarse class of error."""
-        if self.status == 404:
-            return "not_found_error"
+        words = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        if self.status in words:
+            return words[self.status]
         return "invalid_request_error" if self.status < 500 else "server_error"

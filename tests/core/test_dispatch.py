@@ -5,73 +5,12 @@ import weakref
 
 import pytest
 
-from sgl_router.core.dispatch import Decision, Dispatcher
 from sgl_router.core.policy import Outcome, Policy
-from sgl_router.core.registry import WorkerRegistry, WorkerView
+from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
-from sgl_router.core.worker import Health, Worker
+from sgl_router.core.worker import Health
 from sgl_router.errors import DecisionError, RequestError
-
-DONE = Outcome("http://engine-0", True, 200, 12.0, 80.0, 7, None)
-
-
-class Scripted(Policy):
-    """Does what it was made for, and remembers what it was asked and told."""
-
-    def __init__(self, name: str, does: int | DecisionError | None = 0) -> None:
-        self.name = name
-        self.does = does
-        self.asked: list[tuple[int, int]] = []
-        self.told: list[Outcome] = []
-
-    def select_worker(self, workers: WorkerView, request: RequestView) -> int | None:
-        self.asked.append((request.entropy, request.now_ms))
-        if isinstance(self.does, DecisionError):
-            raise self.does
-        return self.does
-
-    def on_request_complete(self, outcome: Outcome) -> None:
-        self.told.append(outcome)
-
-
-def failing() -> Scripted:
-    return Scripted("failing", DecisionError("failing", "trap", "unreachable"))
-
-
-class Bench:
-    """A dispatcher over some workers, with a clock that moves by one at each look."""
-
-    def __init__(self, policy: Policy, fallback: Policy | None = None, workers: int = 2) -> None:
-        self.registry = WorkerRegistry()
-        self.workers = [Worker(f"http://engine-{i}", Health.UP) for i in range(workers)]
-        for worker in self.workers:
-            self.registry.add(worker)
-        self.completed: list[tuple[Decision, Outcome]] = []
-        self.ticks = 0
-        self.draws = 0
-        self.dispatcher = Dispatcher(
-            self.registry,
-            policy,
-            fallback or Scripted("fallback", 1),
-            entropy=self.draw,
-            now_ms=lambda: 1_700_000_000_000 + self.draws,
-            clock_ns=self.tick,
-            on_complete=lambda decision, outcome: self.completed.append((decision, outcome)),
-        )
-
-    def draw(self) -> int:
-        self.draws += 1
-        return 1000 + self.draws
-
-    def tick(self) -> int:
-        self.ticks += 1
-        return self.ticks
-
-    def dispatch(self) -> Decision:
-        return self.dispatcher.dispatch(RequestView("id", "/v1/completions"))
-
-    def loads(self) -> list[int]:
-        return [worker.load for worker in self.workers]
+from tests.core.dispatching import DONE, Bench, Scripted, failing
 
 
 def test_a_load_is_taken_and_given_back() -> None:

@@ -189,3 +189,21 @@ def test_a_body_without_text_is_not_parsed_again_either(
     monkeypatch.setattr(request_module, "_routing_text", None)
     assert request.text is None
     assert request.model is None
+
+
+@pytest.mark.parametrize(("routing_key", "session"), [("header", "header"), (None, "s"), ("", "s")])
+def test_a_routing_key_in_a_header_is_the_session(routing_key: str | None, session: str) -> None:
+    request = view({"session_id": "s", "user": "u"})
+    request.routing_key = routing_key
+    assert request.session == session
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("abc", 0), ("abcd", 1), ("中文" * 10, 5)])
+def test_prompt_tokens_are_guessed_from_the_length(text: str, tokens: int) -> None:
+    assert view({"prompt": text}).prompt_tokens == tokens
+
+
+def test_a_new_request_has_tried_nobody_and_asks_for_nobody() -> None:
+    request = view({})
+    assert (request.attempt, request.excluded) == (0, frozenset())
+    assert (request.target, request.routing_key, request.prefix) == (None, None, None)

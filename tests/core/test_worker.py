@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_router.core.worker import Health, Worker
+from sgl_router.core.worker import Circuit, Health, Worker
 from sgl_router.errors import ConfigError
 
 
@@ -19,6 +19,9 @@ from sgl_router.errors import ConfigError
         ("http://engine:8000/a/b", "engine", 8000, b"engine:8000", b"/a/b"),
         ("http://engine:8000/a%20b", "engine", 8000, b"engine:8000", b"/a%20b"),
         ("http://engine:65535", "engine", 65535, b"engine:65535", b""),
+        ("https://engine", "engine", 443, b"engine", b""),
+        ("https://engine:8443/v2", "engine", 8443, b"engine:8443", b"/v2"),
+        ("https://[::1]", "::1", 443, b"[::1]", b""),
     ],
 )
 def test_parts(url: str, host: str, port: int, authority: bytes, prefix: bytes) -> None:
@@ -53,8 +56,12 @@ def test_a_trailing_slash_makes_no_difference(given_url: str, url: str) -> None:
         "http://",
         "http://:8000",
         "http:///v1",
-        "https://engine:8000",
         "grpc://engine:8000",
+        "ftp://engine",
+        "https://",
+        "https://:8000",
+        "https://user:secret@engine",
+        "https://engine/?a=b",
         "http://user@engine",
         "http://user:secret@engine",
         "http://:secret@engine",
@@ -100,6 +107,32 @@ def test_any_text_is_a_worker_or_a_config_error(url: str) -> None:
     assert all(b" " < written[i : i + 1] < b"\x7f" for i in range(len(written)))
 
 
+@pytest.mark.parametrize(
+    ("given_url", "url"),
+    [
+        ("HTTP://Engine:8000/Path", "http://engine:8000/Path"),
+        ("Https://ENGINE", "https://engine"),
+    ],
+)
+def test_one_engine_has_one_url_however_it_is_written(given_url: str, url: str) -> None:
+    worker = Worker(given_url)
+    assert (worker.url, worker.id) == (url, Worker(url).id)
+    assert worker.host == "engine"
+
+
+@pytest.mark.parametrize(("url", "tls"), [("http://engine", False), ("https://engine", True)])
+def test_the_scheme_says_whether_it_is_spoken_to_over_tls(url: str, tls: bool) -> None:
+    assert Worker(url).tls is tls
+
+
+@pytest.mark.parametrize("url", ["http://user:secret@engine", "http://engine/?key=secret"])
+def test_what_may_be_secret_is_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Worker(url)
+    assert "engine" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
 def test_the_id_is_a_function_of_the_url() -> None:
     assert Worker("http://engine:1").id == Worker("http://engine:1").id
     assert Worker("http://engine:1").id != Worker("http://engine:2").id
@@ -112,12 +145,43 @@ def test_only_up_is_healthy() -> None:
     assert healthy == {Health.UP}
 
 
+@pytest.mark.parametrize("health", list(Health))
+@pytest.mark.parametrize("circuit", list(Circuit))
+@pytest.mark.parametrize("probing", [True, False])
+def test_who_is_available(health: Health, circuit: Circuit, probing: bool) -> None:
+    worker = Worker("http://engine", health)
+    worker.circuit, worker.probing = circuit, probing
+    lets_through = circuit is Circuit.CLOSED or (circuit is Circuit.HALF_OPEN and not probing)
+    assert worker.available is (health is Health.UP and lets_through)
+
+
 def test_a_new_worker_is_unknown_and_idle() -> None:
     worker = Worker("http://engine:8000")
     assert (worker.health, worker.load, worker.streak) == (Health.UNKNOWN, 0, 0)
+    assert (worker.circuit, worker.probing, worker.failing) == (Circuit.CLOSED, False, False)
+    assert (worker.pending_tokens, worker.unreported_tokens) == (0, 0)
+    assert (worker.metrics, worker.ttft_ms) == (None, None)
+
+
+def test_what_it_is_for_unless_that_is_said() -> None:
+    worker = Worker("http://engine:8000")
+    assert (worker.role, worker.model_id, worker.labels) == ("regular", None, {})
+
+
+def test_labels_are_its_own() -> None:
+    labels = {"zone": "a"}
+    worker = Worker("http://engine:8000", labels=labels)
+    labels["zone"] = "b"
+    assert worker.labels == {"zone": "a"}
 
 
 def test_repr_says_what_an_operator_asks_for() -> None:
     worker = Worker("http://engine:8000", Health.DOWN)
     worker.load = 3
     assert repr(worker) == "<Worker http://engine:8000 down load=3>"
+    worker.circuit = Circuit.HALF_OPEN
+    assert repr(worker) == "<Worker http://engine:8000 down breaker=half_open load=3>"
+
+
+def test_repr_does_not_show_its_key() -> None:
+    assert "secret" not in repr(Worker("http://engine:8000", api_key="secret"))

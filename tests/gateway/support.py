@@ -5,19 +5,28 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import orjson
 
 from sgl_router.config import RouterConfig
 from sgl_router.core.dispatch import Decision
 from sgl_router.core.policy import Outcome
+from sgl_router.demo.engine import DemoEngine, EngineSpeed
 from sgl_router.errors import ProtocolError
 from sgl_router.http1.head import END
 from sgl_router.http1.request import RequestHead, RequestParser
 from sgl_router.http1.response import ResponseHead, ResponseParser
 from sgl_router.server import RouterServer
+from tests.gateway.inside import left
+
+T = TypeVar("T")
 
 PATIENCE_SECS = 20
 """An upper bound on what never takes that long; only a failing test meets it."""
+
+POST = b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}"
+"""A whole request."""
 
 
 @dataclass
@@ -38,6 +47,14 @@ class Response:
 
     def get(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.headers if key.lower() == name]
+
+    @property
+    def error_code(self) -> str:
+        """The code of an error of the router's own."""
+        error = orjson.loads(self.body)["error"]
+        assert set(error) == {"type", "code", "message", "param"}
+        code: str = error["code"]
+        return code
 
 
 class EngineSocket:
@@ -67,6 +84,9 @@ class EngineSocket:
                     body += event
 
     async def send(self, data: bytes) -> None:
+        """Raises ConnectionError where nobody is there any more."""
+        if self.writer.transport.is_closing():  # which uvloop words in its own way
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -155,18 +175,30 @@ async def running(
 ) -> AsyncIterator[RouterServer]:
     """A router in front of these engines, all of them taken for healthy, on a free port.
 
-    When it ends, every load must be back at zero.
+    When it ends, nothing may be left of what it has done.
     """
     settings = {"disable_health_check": True, "policy": "round_robin", **settings}
     config = RouterConfig(host="127.0.0.1", port=0, worker_urls=urls, **settings)
     on_complete = None if placements is None else placements.add
     server = RouterServer(config, entropy=entropy, on_complete=on_complete)
+    before = asyncio.all_tasks()
     await server.start()
     try:
         yield server
     finally:
         await server.stop(0)
-    assert [worker.load for worker in server.registry] == [0] * len(server.registry)
+    await until(lambda: not left(server, before), lambda: left(server, before))
+
+
+@asynccontextmanager
+async def demo_engine(port: int = 0, slots: int = 8) -> AsyncIterator[DemoEngine]:
+    """A quick one; it may be stopped and started meanwhile."""
+    engine = DemoEngine("demo", EngineSpeed(first_token_ms=1, token_ms=1, slots=slots))
+    await engine.start(port)
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 class Client:
@@ -183,24 +215,39 @@ class Client:
     async def response(self, *, head_request: bool = False) -> Response:
         """The next response; raises ProtocolError where the connection ends within it."""
         parser = ResponseParser(to_head_request=head_request)
-        response = Response(0, [])
+        head: ResponseHead | None = None
+        body = bytearray()
         async with asyncio.timeout(PATIENCE_SECS):
             while True:
-                # Byte by byte, so that the bytes of the next response are not fed to this parser.
-                data, self._rest = self._rest[:1], self._rest[1:]
-                if not data:
-                    self._rest = await self.reader.read(65_536)
-                    if self._rest:
-                        continue
+                data = await self._take(head, len(body))
                 for event in parser.feed(data) if data else parser.feed_eof():
                     if isinstance(event, ResponseHead):
-                        response.status, response.headers = event.status, event.headers
+                        head = event
                     elif isinstance(event, ProtocolError):
                         raise event
                     elif event is END:
-                        return response
+                        assert head is not None
+                        return Response(head.status, head.headers, bytes(body))
                     else:
-                        response.body += event
+                        body += event
+
+    async def _take(self, head: ResponseHead | None, received: int) -> bytes:
+        """The next bytes, but none of the response after this one; b"" at the connection's end."""
+        while True:
+            rest = self._rest
+            if head is None:
+                count = rest.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in rest else 0
+            elif head.content_length is not None:
+                count = head.content_length - received
+            else:
+                count = len(rest) if head.until_close else 1
+            if count and rest:
+                self._rest = rest[count:]
+                return rest[:count]
+            data = await self.reader.read(65_536)
+            if not data:
+                return b""
+            self._rest += data
 
     async def ask(
         self, method: bytes, path: bytes, body: bytes = b"", extra: bytes = b""
@@ -233,10 +280,27 @@ async def connected(server: RouterServer) -> AsyncIterator[Client]:
         writer.transport.abort()
 
 
-async def within(awaitable: Awaitable[Any]) -> Any:
+async def within(awaitable: Awaitable[T]) -> T:
     """The result, or a failure of the test after `PATIENCE_SECS`."""
     async with asyncio.timeout(PATIENCE_SECS):
         return await awaitable
+
+
+async def until(
+    condition: Callable[[], object], state: Callable[[], object] = lambda: "not so"
+) -> None:
+    """Wait for what nobody tells of; a failure that says `state` after `PATIENCE_SECS`."""
+    for _ in range(PATIENCE_SECS * 200):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(state())
+
+
+async def settle() -> None:
+    """Give what must not happen the chance to: all that has been sent is read by its receiver."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 @contextmanager

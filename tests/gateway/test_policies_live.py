@@ -3,11 +3,10 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from sgl_router.demo.engine import DemoEngine, EngineSpeed
 from sgl_router.server import RouterServer
 from tests.engines.llama import LlamaServer
 from tests.gateway.support import (
@@ -16,6 +15,7 @@ from tests.gateway.support import (
     ScriptedEngine,
     answering,
     connected,
+    demo_engine,
     respond,
     running,
     within,
@@ -27,10 +27,10 @@ CONCURRENCY = 32
 BODY = b'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}'
 
 
-async def send_all(server: RouterServer, count: int) -> Counter[int]:
-    """Send requests over `CONCURRENCY` connections; returns how often each status came."""
+async def send_all(server: RouterServer, each: Iterable[object]) -> Counter[int]:
+    """Send a request for `each` over `CONCURRENCY` connections; how often each status came."""
     statuses: Counter[int] = Counter()
-    left = iter(range(count))
+    left = iter(each)
 
     async def client_loop() -> None:
         async with connected(server) as client:
@@ -59,7 +59,7 @@ async def shares(policy: str, engines: Sequence[LlamaServer]) -> list[float]:
         },
         placements=placements,
     ) as server:
-        assert await send_all(server, REQUESTS) == {200: REQUESTS}
+        assert await send_all(server, range(REQUESTS)) == {200: REQUESTS}
         assert [worker.load for worker in server.registry] == [0, 0]
     assert no_failed_decision(placements)
     placed = Counter(decision.worker.url for decision, _ in placements.done)
@@ -109,20 +109,18 @@ async def test_a_plugin_that_loops_for_ever(tmp_path: Path) -> None:
 
 async def test_a_swap_under_load_fails_nothing() -> None:
     placements = Placements()
-    speed = EngineSpeed(first_token_ms=1, token_ms=1, slots=CONCURRENCY)
-    engines = [DemoEngine("one", speed), DemoEngine("two", speed)]
-    for engine in engines:
-        await engine.start()
-    async with running(
-        *(engine.url for engine in engines), policy="least_connections", placements=placements
-    ) as server:
-        sending = asyncio.ensure_future(send_all(server, 2_000))
+    swapped = asyncio.Event()
+    async with (
+        demo_engine(slots=CONCURRENCY) as one,
+        demo_engine(slots=CONCURRENCY) as two,
+        running(one.url, two.url, policy="least_connections", placements=placements) as server,
+    ):
+        sending = asyncio.ensure_future(send_all(server, iter(swapped.is_set, True)))
         for policy in ("weighted_random", "random", "least_connections") * 10:
             await server.use_policy(policy)
             await within(placements.more(20))
-        assert await within(sending) == {200: 2_000}
-    for engine in engines:
-        engine.stop()
+        swapped.set()
+        assert set(await within(sending)) == {200}
     used = {decision.policy.name for decision, _ in placements.done}
     assert used == {"weighted_random", "random", "least_connections"}
     assert no_failed_decision(placements)

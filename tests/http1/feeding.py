@@ -14,18 +14,35 @@ def feed(parser: RequestParser | ResponseParser, pieces: Iterable[bytes]) -> lis
     """The events of these pieces; nothing is fed after an error. Adjacent body is joined."""
     events: list[Event] = []
     for piece in pieces:
-        for event in parser.feed(piece):
-            if isinstance(event, bytes) and events and isinstance(events[-1], bytes):
-                events[-1] += event
-            else:
-                events.append(event)
+        told = parser.feed(piece)
+        bodies = [event for event in told if isinstance(event, bytes)]
+        assert len(bodies) <= 1 + told.count(END), "a body is one event of one piece"
+        events = joined([*events, *told])
         if events and isinstance(events[-1], ProtocolError):
             break
     return events
 
 
+def joined(events: Iterable[Event]) -> list[Event]:
+    """These events with adjacent body in one."""
+    out: list[Event] = []
+    for event in events:
+        if isinstance(event, bytes) and out and isinstance(out[-1], bytes):
+            out[-1] += event
+        else:
+            out.append(event)
+    return out
+
+
 def single_bytes(data: bytes) -> list[bytes]:
     return [data[i : i + 1] for i in range(len(data))]
+
+
+COMPARED = {
+    RequestHead: ("method", "target", "path", "http10", "expects_continue"),
+    ResponseHead: ("status", "reason", "until_close", "no_body"),
+}
+COMPARED_IN_BOTH = ("content_length", "chunked", "keep_alive", "headers", "lines")
 
 
 def comparable(event: Event) -> object:
@@ -34,11 +51,8 @@ def comparable(event: Event) -> object:
         return ("error", event.status)
     if isinstance(event, bytes | End):
         return event
-    return type(event), {
-        name: getattr(event, name)
-        for kind in type(event).__mro__
-        for name in getattr(kind, "__slots__", ())
-    }
+    names = COMPARED[type(event)] + COMPARED_IN_BOTH
+    return type(event), {name: getattr(event, name) for name in names}
 
 
 def alike(one: Sequence[Event], other: Sequence[Event]) -> bool:
@@ -98,5 +112,29 @@ def body_of(events: Sequence[Event]) -> bytes:
 def header_lines(head: bytes) -> Headers:
     """Name and value of each line of an encoded head, taken apart without the parser."""
     lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]
-    pairs = [line.partition(b": ") for line in lines]
-    return [(name, value) for name, _, value in pairs]
+    pairs = [line.partition(b":") for line in lines]
+    return [(name, value.strip(b" \t")) for name, _, value in pairs]
+
+
+def as_lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+def request_head(
+    headers: Headers, method: bytes = b"POST", target: bytes = b"/generate"
+) -> RequestHead:
+    """The head of a request with `Host` and these headers."""
+    lines = as_lines([(b"Host", b"router"), *headers])
+    head = RequestParser().feed(b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, lines))[0]
+    assert isinstance(head, RequestHead), head
+    return head
+
+
+def response_head(
+    headers: Headers, status: int = 200, reason: bytes = b"OK", *, to_head_request: bool = False
+) -> ResponseHead:
+    """The head of an answer with these headers."""
+    data = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, as_lines(headers))
+    head = ResponseParser(to_head_request=to_head_request).feed(data)[0]
+    assert isinstance(head, ResponseHead), head
+    return head

@@ -3,8 +3,9 @@
 import pytest
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, MAX_HEAD_BYTES
-from sgl_router.http1.response import ResponseHead, ResponseParser
+from sgl_router.http1.body import MAX_EXTENSION_BYTES
+from sgl_router.http1.head import END, LAST_CHUNK, MAX_HEAD_BYTES, MAX_HEADERS, chunk
+from sgl_router.http1.response import MAX_INTERIM_ANSWERS, ResponseHead, ResponseParser
 from tests.http1.feeding import feed, one_response, responses, single_bytes
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -49,6 +50,61 @@ def test_each_piece_is_told_as_it_comes() -> None:
     assert parser.feed(b"5\r\nhello") == [b"hello"]
     assert parser.feed(b"\r\n2\r\nyo\r\n0\r\n") == [b"yo"]
     assert parser.feed(b"\r\n") == [END]
+
+
+def test_many_chunks_in_one_read_are_one_event() -> None:
+    parser = ResponseParser()
+    data = CHUNKED + b"".join(chunk(b"%d" % i) for i in range(10_000))
+    whole = b"".join(b"%d" % i for i in range(10_000))
+    assert parser.feed(data)[1:] == [whole]
+    assert parser.feed(b"1\r\na\r\n2\r\nb") == [b"ab"]
+    assert parser.feed(b"c\r\n" + LAST_CHUNK) == [b"c", END]
+
+
+@pytest.mark.parametrize(
+    ("data", "pieces"),
+    [
+        (CHUNKED, [0]),
+        (CHUNKED + b"2\r\nab\r\n1\r\nc\r\n", [2, 3, 5]),
+        (CHUNKED.replace(b"200", b"201") + b"2\r\nab\r\n" * 99, [99, 100, 102]),
+        (OK[:-3], [1, 2]),
+        (b"HTTP/1.1 200 OK\r\n\r\nabc", [1, 2, 3]),
+    ],
+)
+def test_pieces_of_a_body_are_counted(data: bytes, pieces: list[int]) -> None:
+    """Chunks where it is chunked, however they were cut; else what came at once."""
+    chunked = data.startswith((CHUNKED, CHUNKED.replace(b"200", b"201")))
+    more = [b"3\r\nabc\r\n", b"1\r\na\r\n1\r\nb\r\n"] if chunked else [b"l", b"l"]
+    parser = ResponseParser()
+    parser.feed(data)
+    seen = [parser.pieces]
+    for piece in more[: len(pieces) - 1]:
+        parser.feed(piece)
+        seen.append(parser.pieces)
+    assert seen == pieces
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole", "bytewise"),
+    [
+        (OK, 1, 5),
+        (CHUNKED + b"2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n", 2, 2),
+        (EMPTY, 0, 0),
+        (b"HTTP/1.1 204 N\r\n\r\n", 0, 0),
+        (b"HTTP/1.1 500 N\r\nContent-Length: 3\r\n\r\nabc", 1, 3),
+    ],
+)
+def test_pieces_are_known_at_the_end_of_an_answer(answer: bytes, whole: int, bytewise: int) -> None:
+    parser = ResponseParser()
+    for pieces, count in (([answer], whole), (single_bytes(answer), bytewise)):
+        assert feed(parser, pieces)[-1] is END
+        assert parser.pieces == count
+
+
+def test_pieces_of_a_body_that_the_connection_ends() -> None:
+    parser = ResponseParser()
+    feed(parser, [b"HTTP/1.1 200 OK\r\n\r\n", b"a", b"b"])
+    assert (parser.feed_eof(), parser.pieces) == ([END], 2)
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
@@ -106,6 +162,9 @@ def test_statuses_without_a_body(status: int, framing: bytes) -> None:
         b"HTTP/1.1 100 Continue\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
         b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 199 N\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"HTTP/1.0 100 C\r\nTransfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n",
+        b"HTTP/1.1 102 P\r\n\r\n" * MAX_INTERIM_ANSWERS,
     ],
 )
 def test_interim_answers_are_passed_over(interim: bytes) -> None:
@@ -182,7 +241,7 @@ def test_answers_one_after_the_other() -> None:
             assert rest == [*body, END]
 
 
-@pytest.mark.parametrize("extra", [b"!", b"HTTP/1.1 200 OK\r\n\r\n", OK, b"H", b"\r\nH"])
+@pytest.mark.parametrize("extra", [b"!", b"HTTP/1.1 200 OK\r\n\r\n", OK, b"H", b"\r\nH", b"\r\n"])
 @pytest.mark.parametrize("answer", [OK, EMPTY, CHUNKED + b"0\r\n\r\n", b"HTTP/1.1 304 N\r\n\r\n"])
 def test_bytes_after_the_end_are_an_error(answer: bytes, extra: bytes) -> None:
     """They would be taken for the beginning of the answer to the next client's request."""
@@ -209,6 +268,20 @@ def test_bytes_after_an_answer_that_closes_are_an_error() -> None:
         b"HTTP/1.1 abc OK\r\n\r\n",
         b"HTTP/1.1 000 OK\r\n\r\n",
         b"HTTP/1.1 099 OK\r\n\r\n",
+        b"HTTP/1.1  200 OK\r\n\r\n",
+        b"HTTP/1.1\t200 OK\r\n\r\n",
+        b" HTTP/1.1 200 OK\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b"http/1.1 200 OK\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"HTTP/1.2 200 OK\r\n\r\n",
+        b"HTTP/0.9 200 OK\r\n\r\n",
+        b"ICY 200 OK\r\n\r\n",
+        b"HTTP/1.1 200OK\r\n\r\n",
+        b"HTTP/1.1 200 O\x00K\r\n\r\n",
+        b"HTTP/1.1 200 O\x7fK\r\n\r\n",
+        b"HTTP/1.1 +20 OK\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\nServer: s\r\n\r\n",
         b"HTTP/1.1 200 OK\rServer: s\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nServer: s\n\r\n",
@@ -233,30 +306,32 @@ def test_a_head_over_the_limit(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("beginning", "more"),
+    ("beginning", "more", "limit"),
     [
-        (b"HTTP/1.1 200 O", b"k"),
-        (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
-        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
-        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-        (CHUNKED + b"0\r\nX: ", b"a"),
-        (CHUNKED + b"0\r\n", b"a: b\r\n"),
-        (CHUNKED + b"5;", b"a"),
+        (b"HTTP/1.1 200 O", b"k", MAX_HEAD_BYTES),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a", MAX_HEAD_BYTES),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n", 6 * MAX_HEADERS),
+        (b"", b"HTTP/1.1 100 C\r\n\r\n", 18 * MAX_INTERIM_ANSWERS),
+        (CHUNKED + b"0\r\nX: ", b"a", MAX_HEAD_BYTES),
+        (CHUNKED + b"0\r\n", b"a: b\r\n", 6 * MAX_HEADERS),
+        (CHUNKED + b"5;", b"a", MAX_EXTENSION_BYTES),
+        (CHUNKED, b"1;a\r\nx\r\n", MAX_EXTENSION_BYTES),
     ],
-    ids=["reason", "value", "lines", "interim answers", "trailer", "trailers", "extension"],
+    ids=[
+        *["reason", "value", "lines", "interim answers"],
+        *["trailer", "trailers", "extension", "extensions"],
+    ],
 )
-def test_what_never_ends_is_cut_off(beginning: bytes, more: bytes) -> None:
+@pytest.mark.parametrize("step", [1, 1_000])
+def test_what_never_ends_is_cut_off(beginning: bytes, more: bytes, limit: int, step: int) -> None:
     parser = ResponseParser()
-    parser.feed(beginning)
+    events = parser.feed(beginning)
     fed = 0
-    while fed < 3 * MAX_HEAD_BYTES:
-        fed += len(more) * 1_000
-        if events := parser.feed(more * 1_000):
-            (error,) = events
-            assert isinstance(error, ProtocolError)
-            assert fed > MAX_HEAD_BYTES - 100
-            return
-    raise AssertionError("it went on")
+    while not (events and isinstance(events[-1], ProtocolError)):
+        assert fed < 6 * limit, "it went on"
+        events = parser.feed(more * step)
+        fed += len(more) * step
+    assert fed > limit - len(beginning)
 
 
 def test_a_body_larger_than_a_head_may_come_in_one_piece() -> None:

@@ -6,10 +6,10 @@ What is refused in the head makes no event but the error, so that nobody acts on
 import pytest
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, HeaderBlock, Headers
+from sgl_router.http1.head import END
 from sgl_router.http1.request import RequestHead
-from sgl_router.http1.response import ResponseHead, ResponseParser
-from tests.http1.feeding import feed, refused_request, requests, responses
+from sgl_router.http1.response import ResponseHead
+from tests.http1.feeding import one_request, one_response, refused_request, requests, responses
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: router\r\n\r\n"
 
@@ -22,6 +22,14 @@ BAD_FRAMING = [
     b"Content-Length: 5\r\nX: y\r\ncontent-length: 6",
     b"Content-Length: 5, 5",
     b"Content-Length: 5 5",
+    b"Content-Length: 5\t5",
+    b"Content-Length: 5,",
+    b"Content-Length: 5;5",
+    b"Content-Length: 05\r\nContent-Length: 5",
+    b"Content-Length: 5\r\nConnection: close\r\nContent-Length: 5",
+    b"Content-Length: 5\r\nConnection: close\r\nTransfer-Encoding: chunked",
+    b"Transfer-Encoding: chunked\r\nConnection: close\r\nTransfer-Encoding: chunked",
+    b"Connection: content-length\r\nContent-Length: 5\r\nContent-Length: 5",
     b"Content-Length: +5",
     b"Content-Length: -5",
     b"Content-Length: 0x5",
@@ -43,11 +51,7 @@ BAD_FRAMING = [
     b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
     b"Transfer-Encoding: chunked, chunked",
     b"Transfer-Encoding: chunked, identity",
-    b"Transfer-Encoding: identity, chunked",
-    b"Transfer-Encoding: gzip, chunked",
     b"Transfer-Encoding: chunked, gzip",
-    b"Transfer-Encoding: gzip",
-    b"Transfer-Encoding: identity",
     b"Transfer-Encoding: xchunked",
     b"Transfer-Encoding: chunkedx",
     b"Transfer-Encoding: chunked;q=1",
@@ -58,7 +62,16 @@ BAD_FRAMING = [
     b"Transfer-Encoding:\x0bchunked",
     b"Transfer-Encoding: chunked\x0b",
     b"Transfer-Encoding: chunked\x00",
-    b"Transfer-Encoding: chunked\t",
+    b"Transfer-Encoding: chunked;",
+    b"Transfer-Encoding: chunked chunked",
+    b"Transfer-Encoding: chunk",
+    b"Transfer-Encoding: 'chunked'",
+    b"Transfer-Encoding: chunked, gzip, chunked",
+    b"Transfer-Encoding: gzip,, chunked",
+    b"Transfer-Encoding: gzip;q=1",
+    b"Transfer-Encoding: chunked\xa0",
+    b"Transfer-Encoding: \xe3\x80\x80chunked",
+    b"Transfer-Encoding: chun\tked",
     b"Transfer-Encoding : chunked",
     b"Transfer-Encoding:\r\n chunked",
     b"Transfer-Encoding: chu\r\n nked",
@@ -86,6 +99,35 @@ BAD_LINES = [
 ]
 
 
+OTHER_CODINGS = [
+    *[b"gzip", b"identity", b"gzip, chunked", b"identity, chunked", b"gzip,chunked", b"x, y , z"],
+    *[b"DEFLATE", b"gzip\t, Chunked "],
+]
+
+
+@pytest.mark.parametrize("coding", OTHER_CODINGS)
+def test_a_coding_that_the_router_lacks(coding: bytes) -> None:
+    """RFC 9112, section 6.1."""
+    head = b"POST / HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: %b\r\n\r\n" % coding
+    assert refused_request(head + b"0\r\n\r\n" + HIDDEN) == 501
+    (error,) = responses(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coding)
+    assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize("space", [b"", b" ", b"\t", b" \t \t"])
+@pytest.mark.parametrize("framing", [b"Content-Length:%b2%b", b"Transfer-Encoding:%bchunked%b"])
+@pytest.mark.parametrize("other", [b"", b"TE: x\r\n"], ids=["usual head", "unusual head"])
+def test_white_space_around_a_value_means_nothing(
+    framing: bytes, space: bytes, other: bytes
+) -> None:
+    """RFC 9112, section 5."""
+    line = framing % (space, space)
+    body = b"hi" if b"Length" in framing else b"2\r\nhi\r\n0\r\n\r\n"
+    data = b"X: y\r\n%b%b\r\n\r\n%b" % (other, line, body)
+    assert one_request(b"POST / HTTP/1.1\r\nHost: r\r\n" + data)[1] == b"hi"
+    assert one_response(b"HTTP/1.1 200 OK\r\n" + data)[1] == b"hi"
+
+
 @pytest.mark.parametrize("lines", BAD_FRAMING + BAD_LINES)
 @pytest.mark.parametrize("first", [False, True], ids=["after Host", "first line"])
 def test_a_head_that_is_refused_in_a_request(lines: bytes, first: bool) -> None:
@@ -110,6 +152,11 @@ def test_a_head_that_is_refused_in_an_answer(lines: bytes) -> None:
         b"POST / HTTP/1.1\r\nHost: router\n\r\n",
         b"POST / HTTP/1.1\rHost: router\r\r",
         b"POST / HTTP/1.1\r\n\rHost: router\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: router\r\n\rX\r\n",
+        b"POST / HTTP/1.1\r\r\nHost: router\r\n\r\n",
+        b"\nPOST / HTTP/1.1\r\nHost: router\r\n\r\n",
+        b"\rPOST / HTTP/1.1\r\nHost: router\r\n\r\n",
+        b"\r\r\nPOST / HTTP/1.1\r\nHost: router\r\n\r\n",
     ],
 )
 def test_lines_end_with_cr_lf(data: bytes) -> None:
@@ -119,8 +166,12 @@ def test_lines_end_with_cr_lf(data: bytes) -> None:
 @pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
 def test_http_1_0_has_no_chunks(connection: bytes) -> None:
     """RFC 9112, section 6.1: such a message's framing is faulty."""
-    head = b"POST / HTTP/1.0\r\nConnection: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % connection
-    assert refused_request(head + b"0\r\n\r\n") == 400
+    head = (
+        b"POST / HTTP/1.0\r\nHost: r\r\nConnection: %b\r\nTransfer-Encoding: %%b\r\n\r\n"
+        % connection
+    )
+    for coding in (b"chunked", b"gzip"):
+        assert refused_request(head % coding + b"0\r\n\r\n") == 400
 
 
 BAD_CHUNKS = [
@@ -145,6 +196,22 @@ BAD_CHUNKS = [
     b"5;x\x00\r\nhello\r\n0\r\n\r\n",
     b'5;x="\n"\r\nhello\r\n0\r\n\r\n',
     b'5;x="\r\nhello\r\n0\r\n\r\n',
+    b'5;x="\\"\r\nhello\r\n0\r\n\r\n',
+    b'5;x="y"z\r\nhello\r\n0\r\n\r\n',
+    b"5;\r\nhello\r\n0\r\n\r\n",
+    b"5;x=\r\nhello\r\n0\r\n\r\n",
+    b"5;=y\r\nhello\r\n0\r\n\r\n",
+    b"5;x;\r\nhello\r\n0\r\n\r\n",
+    b"5;x y\r\nhello\r\n0\r\n\r\n",
+    b"5 x\r\nhello\r\n0\r\n\r\n",
+    b"5; \r\nhello\r\n0\r\n\r\n",
+    b"5\r\r\nhello\r\n0\r\n\r\n",
+    b"\n5\r\nhello\r\n0\r\n\r\n",
+    b"5_0\r\nhello\r\n0\r\n\r\n",
+    b"5h\r\nhello\r\n0\r\n\r\n",
+    b"8000000000000000\r\nhello\r\n0\r\n\r\n",
+    b"ffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+    b"00000000000000005\r\nhello\r\n0\r\n\r\n",
     b"10000000000000000\r\nhello\r\n0\r\n\r\n",
     b"10000000000000005\r\nhello\r\n0\r\n\r\n",
     b"5\r\nhello!\r\n0\r\n\r\n",
@@ -158,14 +225,16 @@ BAD_CHUNKS = [
     b"5\r\nhello\r\n0\r\nX: y\n\r\n",
     b"5\r\nhello\r\n0\r\nX y\r\n\r\n",
     b"5\r\nhello\r\n0\r\nX: y\r\n z\r\n\r\n",
+    b"5\r\nhello\r\n0\r\n X: y\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nX : y\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nX: y\x00\r\n\r\n",
+    b"5\r\nhello\r\n0\r\n: y\r\n\r\n",
     b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nX: y\r\nTRANSFER-ENCODING: chunked\r\n\r\n",
 ]
 
 
-TRAILING_ENCODING = b"5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.mark.parametrize("chunks", [*BAD_CHUNKS, TRAILING_ENCODING])
+@pytest.mark.parametrize("chunks", BAD_CHUNKS)
 def test_chunks_that_are_refused(chunks: bytes) -> None:
     head = b"POST /generate HTTP/1.1\r\nHost: router\r\nTransfer-Encoding: chunked\r\n\r\n"
     first, *body, error = requests(head + chunks + HIDDEN)
@@ -183,14 +252,6 @@ def test_chunks_that_are_refused_in_an_answer(chunks: bytes) -> None:
     assert isinstance(error, ProtocolError)
 
 
-def test_an_encoding_in_an_answers_trailer_frames_nothing() -> None:
-    """llhttp lets it through there; it must not stick to the connection's next answer."""
-    parser = ResponseParser()
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert feed(parser, [head + TRAILING_ENCODING])[1:] == [b"hello", END]
-    assert feed(parser, [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"])[1:] == [b"hi", END]
-
-
 @pytest.mark.parametrize(
     "name", [b"Transfer_Encoding", b"Transfer-Encodin", b"X-Transfer-Encoding", b"Content_Length"]
 )
@@ -199,26 +260,3 @@ def test_a_name_that_only_looks_like_framing_frames_nothing(name: bytes) -> None
     events = requests(b"POST / HTTP/1.1\r\nHost: router\r\n%b: %b\r\n\r\n" % (name, value) + HIDDEN)
     assert [event is END for event in events] == [False, True, False, True]
     assert isinstance(events[2], RequestHead) and events[2].path == "/hidden"
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [(b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")],
-        [(b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"5")],
-        [(b"Content-Length", b"5"), (b"content-length", b"5")],
-        [(b"Transfer-Encoding", b"chunked"), (b"transfer-encoding", b"chunked")],
-        [(b"Transfer-Encoding", b"gzip, chunked")],
-        [(b"Content-Length", b"+5")],
-        [(b"Content-Length", b"5, 5")],
-        [(b"Content-Length", b"")],
-        [(b"Content-Length", "٥".encode())],
-        [(b"Content-Length", b"9" * 19)],
-    ],
-)
-def test_a_head_refuses_ambiguous_framing_whatever_parsed_it(headers: Headers) -> None:
-    """The second line of defence: it must hold if the parser below it grows lenient."""
-    with pytest.raises(ProtocolError):
-        RequestHead(b"POST", b"/", HeaderBlock(headers), http10=False, keep_alive=True)
-    with pytest.raises(ProtocolError):
-        ResponseHead(200, b"OK", HeaderBlock(headers), keep_alive=True, no_body=False)

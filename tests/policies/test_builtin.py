@@ -1,56 +1,164 @@
-"""The built-in policies' laws."""
+"""What all built-in policies promise, and the two simplest of them."""
 
 from collections import Counter
+from dataclasses import dataclass
 from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_router.core.policy import Policy
+from sgl_router.core.policy import KNOWN_NEEDS, Policy
+from sgl_router.core.prefix_index import PrefixIndex
 from sgl_router.core.registry import WorkerView
-from sgl_router.policies import BUILTIN_POLICIES, LeastLoad, PowerOfTwo, Random, RoundRobin
-from tests.policies.pools import ENTROPY, ask, pools, view_of
+from sgl_router.policies import BUILTIN_POLICIES, PowerOfTwo, Random
+from sgl_router.policies.waiting import FRESH_MS
+from tests.policies.pools import ENTROPY, NOW_MS, ask, metrics, pools, request_of, view_of
 
 each_policy = pytest.mark.parametrize("policy_type", BUILTIN_POLICIES, ids=lambda p: p.name)
 
+NEEDS = {
+    "random": set[str](),
+    "round_robin": set[str](),
+    "power_of_two": set[str](),
+    "least_load": {"engine_metrics", "pending_tokens"},
+    "cache_aware": {"body", "prefix_match"},
+    "consistent_hashing": {"body"},
+    "prefix_hash": {"body"},
+    "manual": {"body"},
+}
+
 
 def test_their_names() -> None:
-    names = [policy.name for policy in BUILTIN_POLICIES]
-    assert names == ["random", "round_robin", "power_of_two", "least_load"]
+    assert [policy.name for policy in BUILTIN_POLICIES] == list(NEEDS)
 
 
 @each_policy
-def test_none_reads_the_body_or_falls_back(policy_type: type[Policy]) -> None:
-    assert not policy_type.needs_body
+def test_what_they_need(policy_type: type[Policy]) -> None:
+    assert policy_type.needs == NEEDS[policy_type.name]
+    assert policy_type.needs <= KNOWN_NEEDS
+
+
+@each_policy
+def test_none_can_fail(policy_type: type[Policy]) -> None:
     assert policy_type.fallback is None
 
 
-@each_policy
-@settings(deadline=None)
-@given(views=st.lists(pools(), min_size=1, max_size=6), entropy=ENTROPY)
-def test_the_choice_is_eligible(
-    policy_type: type[Policy], views: list[WorkerView], entropy: int
-) -> None:
-    policy = policy_type()
-    for view in views:  # one after the other: round_robin remembers an index of another pool
-        assert ask(policy, view, entropy) in view.eligible
+@dataclass(frozen=True)
+class Given:
+    """How a pool is when a question is asked: loads, who is down, who reports what."""
+
+    loads: tuple[int, ...]
+    down: frozenset[int]
+    reports: tuple[tuple[int, float | None, int] | None, ...]  # queued, kv_usage, age in ms
+
+
+@dataclass(frozen=True)
+class Question:
+    pool: int
+    entropy: int
+    text: str | None
+    key: str | None
+    now_ms: int
+
+
+REPORT = st.none() | st.tuples(
+    st.integers(0, 50), st.none() | st.floats(0, 1), st.integers(-10, 2 * FRESH_MS)
+)
+
+
+@st.composite
+def some_pool(draw: st.DrawFn) -> Given:
+    count = draw(st.integers(1, 6) | st.just(135))  # a few, and more than are asked each time
+    loads = draw(st.lists(st.integers(0, 300), min_size=1, max_size=6))
+    up = draw(st.sets(st.sampled_from(range(count)), min_size=1, max_size=8))
+    down = frozenset(range(min(count, 8))) - up
+    reports = draw(st.lists(REPORT, min_size=1, max_size=6))
+    return Given(
+        tuple(loads[i % len(loads)] for i in range(count)),
+        down,
+        tuple(reports[i % len(reports)] for i in range(count)),
+    )
+
+
+QUESTION = st.builds(
+    Question,
+    pool=st.integers(0, 2),
+    entropy=ENTROPY,
+    text=st.none() | st.text("ab", max_size=12),
+    key=st.none() | st.sampled_from(["one", "two"]),
+    now_ms=st.integers(NOW_MS, NOW_MS + 200),
+)
+
+
+class Asked:
+    """A policy and pools of its own, so that it shares no object with another."""
+
+    def __init__(self, policy: Policy, made: list[Given]) -> None:
+        self.policy = policy
+        self.index = PrefixIndex()
+        self.views = [
+            view_of(pool.loads, sorted(pool.down), model=str(i)) for i, pool in enumerate(made)
+        ]
+        for view, pool in zip(self.views, made, strict=True):
+            for worker, report in zip(view, pool.reports, strict=True):
+                if report is not None:
+                    queued, usage, age = report
+                    worker.metrics = metrics(queued, usage, NOW_MS - age)
+
+    def answer(self, question: Question) -> tuple[WorkerView, int]:
+        view = self.views[question.pool % len(self.views)]
+        text = question.text
+        prefix = (
+            self.index.match(view.pool, text or "") if "prefix_match" in self.policy.needs else None
+        )
+        index = ask(
+            self.policy,
+            view,
+            question.entropy,
+            text=text,
+            key=question.key,
+            now_ms=question.now_ms,
+            prefix=prefix,
+        )
+        self.index.insert(view.pool, text or "", view[index], question.now_ms)
+        view[index].load += 1
+        return view, index
 
 
 @each_policy
 @settings(deadline=None)
-@given(view=pools(), entropies=st.lists(ENTROPY, min_size=1, max_size=8))
-def test_the_same_questions_get_the_same_answers(
-    policy_type: type[Policy], view: WorkerView, entropies: list[int]
+@given(
+    made=st.lists(some_pool(), min_size=1, max_size=3), questions=st.lists(QUESTION, max_size=12)
+)
+def test_the_choice_is_eligible_and_the_same_each_time(
+    policy_type: type[Policy], made: list[Given], questions: list[Question]
 ) -> None:
-    one, other = policy_type(), policy_type()
-    assert [ask(one, view, e) for e in entropies] == [ask(other, view, e) for e in entropies]
+    one, other = Asked(policy_type(), made), Asked(policy_type(), made)
+    for question in questions:
+        view, index = one.answer(question)
+        assert index in view.eligible
+        assert other.answer(question)[1] == index
 
 
 @each_policy
 def test_the_only_worker_is_chosen(policy_type: type[Policy]) -> None:
-    view = view_of([5, 9, 1], down=[0, 2])
-    assert {ask(policy_type(), view, entropy) for entropy in range(20)} == {1}
+    view, policy = view_of([5, 9, 1], down=[0, 2]), policy_type()
+    chosen = {ask(policy, view, n, text="text" * (n % 2), key=str(n) * (n % 3)) for n in range(20)}
+    assert chosen == {1}
+
+
+@each_policy
+def test_a_policy_that_decides_for_many_models_is_bounded_and_goes_on(
+    policy_type: type[Policy],
+) -> None:
+    policy = policy_type()
+    for n in range(1_100):
+        view = view_of([0, 0], model=f"model-{n}")
+        assert ask(policy, view, text="text", key="key") in (0, 1)
+
+
+# ---- random
 
 
 @settings(deadline=None)
@@ -63,15 +171,7 @@ def test_random_is_even_over_consecutive_entropies(
     assert chosen == dict.fromkeys(view.eligible, rounds)
 
 
-@settings(deadline=None)
-@given(view=pools(), start=ENTROPY, rounds=st.integers(1, 3))
-def test_least_load_is_even_among_the_least_loaded_and_chooses_no_other(
-    view: WorkerView, start: int, rounds: int
-) -> None:
-    least = min(view[i].load for i in view.eligible)
-    tied = [i for i in view.eligible if view[i].load == least]
-    chosen = Counter(ask(LeastLoad(), view, start + i) for i in range(len(tied) * rounds))
-    assert chosen == dict.fromkeys(tied, rounds)
+# ---- power_of_two
 
 
 @settings(deadline=None)
@@ -85,7 +185,7 @@ def test_power_of_two_never_takes_a_worker_busier_than_all_others(
 
 
 @settings(deadline=None)
-@given(view=pools(min_eligible=2), start=st.integers(0, 2**40))
+@given(view=pools(min_eligible=2, max_size=30), start=st.integers(0, 2**40))
 def test_power_of_two_compares_every_pair_equally_often(view: WorkerView, start: int) -> None:
     """n(n-1) consecutive entropies are the n(n-1) ordered pairs of different workers."""
     count = len(view.eligible)
@@ -110,50 +210,38 @@ def test_power_of_two_prefers_by_rank() -> None:
     assert chosen == {1: 6, 3: 4, 0: 2}  # the busiest, 2, loses each of its comparisons
 
 
-def test_round_robin_goes_round_in_the_order_of_the_pool() -> None:
-    policy, view = RoundRobin(), view_of([9, 0, 5, 0], down=[1])
-    assert [ask(policy, view) for _ in range(7)] == [0, 2, 3, 0, 2, 3, 0]
+def test_power_of_two_reads_no_body() -> None:
+    view = view_of([0, 1])
+    view[0].metrics, view[1].metrics = metrics(1), metrics(2)
+    request = request_of()
+    request.body = b'{"prompt": "text"}'
+    PowerOfTwo().select_worker(view, request)
+    assert request._json is None
 
 
-def test_round_robin_when_the_last_worker_chosen_goes_and_returns() -> None:
-    policy = RoundRobin()
-    everybody, without_1 = view_of([0] * 3), view_of([0] * 3, down=[1])
-    chosen = [ask(policy, view) for view in (everybody, everybody, without_1, without_1, everybody)]
-    assert chosen == [0, 1, 2, 0, 1]
-
-
-PRESENCE = st.lists(
-    st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=40
-)  # for each decision, who of six is eligible
-
-
-@settings(deadline=None)
-@given(PRESENCE)
-def test_round_robin_takes_the_next_eligible_worker_after_the_last(
-    eligible: list[set[int]],
+@pytest.mark.parametrize(
+    ("reports", "loads", "chosen"),
+    [
+        ((metrics(5), metrics(2)), (0, 0), 1),
+        ((metrics(5), metrics(2)), (0, 2), 1),  # what is queued and what is in flight
+        ((metrics(5), metrics(2)), (0, 4), 0),
+        ((metrics(0, 0.9), metrics(0, 0.1)), (0, 0), 1),
+        ((metrics(0, 0.5), metrics(0, None)), (0, 0), 1),
+        ((metrics(0, 0.0), metrics(1, 0.0)), (0, 0), 0),
+        ((metrics(0, 1.0), metrics(500, 0.0)), (0, 0), 0),  # full, but not for ever
+        ((metrics(5), None), (0, 1), 0),  # one says nothing: the loads decide
+        ((None, metrics(5)), (1, 0), 1),
+        ((metrics(5, at_ms=NOW_MS - FRESH_MS), metrics(0)), (0, 1), 0),  # too old
+        ((metrics(5, at_ms=NOW_MS - FRESH_MS + 1), metrics(0)), (0, 1), 1),
+        ((metrics(0), metrics(0)), (0, 0), 0),
+    ],
+)
+def test_power_of_two_compares_waits_where_both_are_known(
+    reports: tuple[object, object], loads: tuple[int, int], chosen: int
 ) -> None:
-    policy, last = RoundRobin(), 5
-    for up in eligible:
-        view = view_of([0] * 6, down=[i for i in range(6) if i not in up])
-        expected = next(i % 6 for i in range(last + 1, last + 7) if i % 6 in up)
-        last = ask(policy, view)
-        assert last == expected
-
-
-@settings(deadline=None)
-@given(PRESENCE, st.sets(st.integers(0, 5), min_size=1))
-def test_round_robin_is_fair_to_those_who_stay(changing: list[set[int]], stay: set[int]) -> None:
-    """Between two turns of a worker, each worker that is there all the time has one."""
-    policy = RoundRobin()
-    turns: list[int] = []
-    for up in changing:
-        view = view_of([0] * 6, down=[i for i in range(6) if i not in up | stay])
-        turns.append(ask(policy, view))
-    of_those = [index for index in turns if index in stay]
-    for start in range(len(of_those) - len(stay) + 1):
-        assert set(of_those[start : start + len(stay)]) == stay
-
-
-def test_two_round_robins_do_not_share_a_turn() -> None:
-    view, one, other = view_of([0, 0]), RoundRobin(), RoundRobin()
-    assert [ask(one, view), ask(other, view), ask(one, view)] == [0, 0, 1]
+    view = view_of(loads)
+    for worker, report in zip(view, reports, strict=True):
+        worker.metrics = report  # type: ignore[assignment]
+    assert ask(PowerOfTwo(), view, 0) == chosen
+    if view[0].load != view[1].load or reports[0] != reports[1]:
+        assert ask(PowerOfTwo(), view, 1) == chosen  # whichever of the two comes first

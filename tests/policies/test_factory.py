@@ -6,14 +6,16 @@ from types import MappingProxyType
 import pytest
 
 from sgl_router.core.policy import Policy
+from sgl_router.core.prefix_index import PrefixIndex
 from sgl_router.errors import PluginRefused
 from sgl_router.policies import (
     BUILTIN_POLICIES,
     PolicyFactory,
+    PolicyOptions,
     WasmPolicyConfig,
     shipped_plugins,
 )
-from tests.policies.pools import ask, view_of
+from tests.policies.pools import NOW_MS, ask, view_of
 
 SHIPPED = ["least_connections", "weighted_random"]
 
@@ -37,6 +39,52 @@ def test_a_builtin_policy_is_made_anew_by_each_call(
     other = factory.create_by_name(policy_type.name)
     assert type(one) is type(other) is policy_type
     assert one is not other
+
+
+def test_the_defaults_of_the_settings() -> None:
+    assert PolicyOptions() == PolicyOptions(
+        cache_threshold=0.3,
+        balance_abs_threshold=64,
+        balance_rel_threshold=1.5,
+        max_idle_secs=14_400.0,
+    )
+
+
+def made(name: str, options: PolicyOptions | None = None) -> Policy:
+    policy = PolicyFactory(options).create_by_name(name)
+    assert policy is not None
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("options", "load", "known", "stays"),
+    [
+        (None, 64, 31, True),
+        (None, 64, 30, False),
+        (PolicyOptions(cache_threshold=0.5), 64, 50, False),
+        (PolicyOptions(balance_abs_threshold=10), 64, 31, False),
+        (None, 130, 31, False),  # the mean is 65
+        (PolicyOptions(balance_abs_threshold=10, balance_rel_threshold=2.5), 130, 31, True),
+    ],
+)
+def test_cache_aware_is_made_by_the_settings(
+    options: PolicyOptions | None, load: int, known: int, stays: bool
+) -> None:
+    view, index = view_of([load, 0]), PrefixIndex()
+    index.insert(view.pool, "x" * 100, view[0], 0)
+    text = "x" * known + "y" * (100 - known)
+    prefix = index.match(view.pool, text)
+    chosen = ask(made("cache_aware", options), view, text=text, prefix=prefix)
+    assert chosen == (0 if stays else 1)
+
+
+@pytest.mark.parametrize(("options", "secs"), [(None, 14_400), (PolicyOptions(max_idle_secs=5), 5)])
+def test_manual_is_made_by_the_settings(options: PolicyOptions | None, secs: int) -> None:
+    for late, stays in ((0, True), (1, False)):
+        policy, view = made("manual", options), view_of([0, 0])
+        assert ask(policy, view, 0, key="key") == 0
+        later = ask(policy, view, 1, key="key", now_ms=NOW_MS + secs * 1000 + late)
+        assert (later == 0) is stays
 
 
 @pytest.mark.parametrize("name", ["", "unknown", "wasm:", "wasm:unknown", "Random", "wasm:random"])

@@ -1,5 +1,6 @@
 """The JSON encoding: what a plugin is given, and what is taken from it."""
 
+from collections.abc import Collection
 from typing import Any, get_args
 
 import orjson
@@ -14,9 +15,8 @@ from sgl_router.wasm.abi.json_v1 import (
     MAX_ERROR_CHARACTERS,
     MAX_STATE_BYTES,
     JsonEncoder,
-    PluginAnswer,
+    PluginState,
     decode_answer,
-    merge_state,
 )
 from tests.wasm.guests import request, view
 
@@ -31,9 +31,13 @@ CHAT = orjson.dumps(
 
 
 def encoded(
-    body: bytes = CHAT, *, with_text: bool = True, cut: int = 1000, state: bytes = EMPTY_STATE
+    body: bytes = CHAT,
+    *,
+    needs: Collection[str] = ("request_text",),
+    cut: int = 1000,
+    state: PluginState = EMPTY_STATE,
 ) -> Any:
-    encoder = JsonEncoder({"a": [1, {"b": None}]}, with_text=with_text, max_text_bytes=cut)
+    encoder = JsonEncoder({"a": [1, {"b": None}]}, needs=needs, max_text_bytes=cut)
     asked = request(body, entropy=2**53 - 1, now_ms=1_795_366_034_123)
     return orjson.loads(encoder.encode_request(view(True, False), asked, state))
 
@@ -46,7 +50,7 @@ def fails(result: bytes) -> DecisionError:
 
 
 def test_the_input_has_exactly_the_fields_of_the_contract() -> None:
-    assert encoded(state=b'{"last":7}') == {
+    assert encoded(state=EMPTY_STATE.merged("p", {"last": 7})) == {
         "workers": [
             {"url": "http://10.0.0.1:30000", "healthy": True, "load": 0},
             {"url": "http://10.0.0.1:30001", "healthy": False, "load": 0},
@@ -77,7 +81,7 @@ def test_a_request_without_a_body_has_no_text() -> None:
 
 
 def test_a_plugin_that_does_not_need_the_text_gets_null_but_its_size() -> None:
-    made = encoded(with_text=False)
+    made = encoded(needs=())
     assert made["request_text"] is None
     assert made["request"]["text_bytes"] == 15
 
@@ -104,9 +108,9 @@ def test_any_text_is_cut_to_the_longest_beginning_that_fits(text: str, cut: int)
 
 
 def test_the_outcome_has_exactly_the_fields_of_the_contract() -> None:
-    encoder = JsonEncoder({"a": 1}, with_text=True, max_text_bytes=10)
+    encoder = JsonEncoder({"a": 1}, needs=(), max_text_bytes=10)
     outcome = Outcome("http://a:1", False, None, None, 12.5, 3, "it broke off")
-    assert orjson.loads(encoder.encode_outcome(outcome, b'{"n":1}')) == {
+    assert orjson.loads(encoder.encode_outcome(outcome, EMPTY_STATE.merged("p", {"n": 1}))) == {
         "worker": "http://a:1",
         "success": False,
         "status": None,
@@ -122,15 +126,15 @@ def test_the_outcome_has_exactly_the_fields_of_the_contract() -> None:
 @pytest.mark.parametrize(
     ("result", "answer"),
     [
-        (b"{}", PluginAnswer(None, None)),
-        (b'{"selected_worker":null,"state":null,"error":null}', PluginAnswer(None, None)),
-        (b' {"selected_worker": 3, "more": [1]} ', PluginAnswer(3, None)),
-        (b'{"selected_worker":-1}', PluginAnswer(-1, None)),
-        (b'{"selected_worker":18446744073709551615}', PluginAnswer(2**64 - 1, None)),
-        (b'{"selected_worker":0,"state":{"a":null}}', PluginAnswer(0, {"a": None})),
+        (b"{}", (None, None)),
+        (b'{"selected_worker":null,"state":null,"error":null}', (None, None)),
+        (b' {"selected_worker": 3, "more": [1]} ', (3, None)),
+        (b'{"selected_worker":-1}', (-1, None)),
+        (b'{"selected_worker":18446744073709551615}', (2**64 - 1, None)),
+        (b'{"selected_worker":0,"state":{"a":null}}', (0, {"a": None})),
     ],
 )
-def test_an_answer(result: bytes, answer: PluginAnswer) -> None:
+def test_an_answer(result: bytes, answer: tuple[int | None, dict[str, Any] | None]) -> None:
     assert decode_answer("plugin", result) == answer
 
 
@@ -235,49 +239,95 @@ def test_an_error_of_the_plugin_is_cut() -> None:
 )
 def test_any_result_is_an_answer_or_a_typed_failure(result: bytes) -> None:
     try:
-        answer = decode_answer("plugin", result)
+        index, state = decode_answer("plugin", result)
     except DecisionError as error:
         assert error.kind in get_args(FailureKind)
         assert error.detail.isprintable()
     else:
-        assert answer.selected_worker is None or type(answer.selected_worker) is int
-        assert answer.state is None or isinstance(answer.state, dict)
+        assert index is None or type(index) is int
+        assert state is None or isinstance(state, dict)
+
+
+def merged(*patches: dict[str, Any]) -> PluginState:
+    state = EMPTY_STATE
+    for patch in patches:
+        state = state.merged("p", patch)
+    return state
+
+
+def sent(state: PluginState) -> bytes:
+    """A state as a plugin gets it."""
+    return orjson.dumps(state.encoded)
+
+
+def refused(state: PluginState, patch: dict[str, Any]) -> DecisionError:
+    with pytest.raises(DecisionError) as caught:
+        state.merged("p", patch)
+    assert caught.value.kind == "bad_output"
+    return caught.value
 
 
 def test_state_is_merged_key_by_key_and_null_removes() -> None:
-    merged = merge_state("p", b'{"a":1,"b":{"x":1},"c":3}', {"b": {"y": 2}, "c": None, "d": None})
-    assert orjson.loads(merged) == {"a": 1, "b": {"y": 2}}
-    assert merge_state("p", merged, {"a": None, "b": None}) == EMPTY_STATE
+    state = merged({"a": 1, "b": {"x": 1}, "c": 3}, {"b": {"y": 2}, "c": None, "d": None})
+    assert orjson.loads(sent(state)) == {"a": 1, "b": {"y": 2}}
+    assert sent(state.merged("p", {"a": None, "b": None})) == b"{}"
 
 
 def test_null_within_a_value_stays() -> None:
-    assert orjson.loads(merge_state("p", b"{}", {"a": {"b": None}})) == {"a": {"b": None}}
+    assert orjson.loads(sent(merged({"a": {"b": None}}))) == {"a": {"b": None}}
+
+
+def test_a_state_that_is_replaced_stays_as_it_was() -> None:
+    before = merged({"a": [1]})
+    before.merged("p", {"a": [2], "b": 3})
+    assert sent(before) == b'{"a":[1]}'
+    assert sent(EMPTY_STATE) == b"{}"
+
+
+@pytest.mark.parametrize("patch", [{}, {"a": 1}, {"b": "x", "c": None}, {"d": False}])
+def test_a_state_that_stays_the_same_is_not_encoded_again(patch: dict[str, Any]) -> None:
+    state = merged({"a": 1, "b": "x", "d": False})
+    assert state.merged("p", patch) is state
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("1", "true"), ("0", "false"), ("1", "1.0"), ("0.0", "-0.0"), ("[1]", "[true]")],
+)
+def test_what_python_takes_for_equal_is_a_change(before: str, after: str) -> None:
+    for first, second in ((before, after), (after, before)):
+        state = merged(orjson.loads(f'{{"a":{first}}}'), orjson.loads(f'{{"a":{second}}}'))
+        assert sent(state) == f'{{"a":{second}}}'.encode()
 
 
 def test_state_may_be_exactly_its_limit() -> None:
     around = len(b'{"a":""}')
-    merged = merge_state("p", b"{}", {"a": "x" * (MAX_STATE_BYTES - around)})
-    assert len(merged) == MAX_STATE_BYTES == 65_536
-    with pytest.raises(DecisionError) as caught:
-        merge_state("p", merged, {"b": 1})
-    assert caught.value.kind == "bad_output"
-    assert "65,536" in caught.value.detail
-    assert "65,542" in caught.value.detail, "six bytes more"
+    state = merged({"a": "x" * (MAX_STATE_BYTES - around)})
+    assert len(sent(state)) == MAX_STATE_BYTES == 65_536
+    failure = refused(state, {"b": 1})
+    assert "65,536" in failure.detail
+    assert "65,542" in failure.detail, "six bytes more"
 
 
 @pytest.mark.parametrize("depth", [300, 1000])
 def test_state_nested_deeper_than_it_can_be_written(depth: int) -> None:
-    nested: Any = orjson.loads(b"[" * depth + b"]" * depth)
-    with pytest.raises(DecisionError) as caught:
-        merge_state("p", b"{}", {"a": nested})
-    assert caught.value.kind == "bad_output"
+    refused(EMPTY_STATE, {"a": orjson.loads(b"[" * depth + b"]" * depth)})
 
 
-@given(
-    st.dictionaries(st.text(max_size=4), st.none() | st.integers(0, 9), max_size=6),
-    st.dictionaries(st.text(max_size=4), st.none() | st.integers(0, 9), max_size=6),
+_VALUES = st.none() | st.booleans() | st.integers(0, 2) | st.floats(0, 2) | st.text(max_size=2)
+_PATCHES = st.dictionaries(
+    st.text("ab", max_size=2), _VALUES | st.lists(_VALUES, max_size=2), max_size=4
 )
-def test_what_was_merged_last_counts(first: dict[str, Any], second: dict[str, Any]) -> None:
-    state = merge_state("p", merge_state("p", EMPTY_STATE, first), second)
-    expected = {key: value for key, value in (first | second).items() if value is not None}
-    assert orjson.loads(state) == expected
+
+
+@given(st.lists(_PATCHES, max_size=5))
+def test_what_was_merged_last_counts(patches: list[dict[str, Any]]) -> None:
+    expected: dict[str, Any] = {}
+    for patch in patches:
+        expected |= patch
+    expected = {key: value for key, value in expected.items() if value is not None}
+    # As text: Python takes 1, 1.0 and true for equal.
+    found = orjson.loads(sent(merged(*patches)))
+    assert orjson.dumps(found, option=orjson.OPT_SORT_KEYS) == orjson.dumps(
+        expected, option=orjson.OPT_SORT_KEYS
+    )

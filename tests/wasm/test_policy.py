@@ -4,19 +4,25 @@ Most guests here decide well in an instance's first call, so that they pass the 
 and fail in the second.
 """
 
-import gc
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
 
-import orjson
 import pytest
 
 from sgl_router.core.policy import Outcome
 from sgl_router.errors import DecisionError
-from sgl_router.wasm.policy import WasmPolicy
-from tests.wasm.guests import ANSWER_AT, LOOP, Bench, guest, request, second_call, text_at, view
+from sgl_router.wasm.policy import MAX_KEPT_ANSWER_BYTES, MAX_KEPT_ANSWERS, WasmPolicy
+from tests.wasm.guests import (
+    ANSWER_AT,
+    LOOP,
+    Bench,
+    guest,
+    request,
+    second_call,
+    text_at,
+    view,
+)
 
 BAD_AT = 4096
 REMEMBERS = '{"selected_worker": 0, "state": {"n": 1}}'
@@ -87,15 +93,6 @@ ANSWERS = [
 ]
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """What is freed is freed by its last reference."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def failure_of(policy: WasmPolicy) -> DecisionError:
     """The failure of one decision, without the frames that it passed through."""
     try:
@@ -118,7 +115,7 @@ async def fails_once(policy: WasmPolicy, kind: str, named: str) -> None:
     assert named in failure.detail
     assert failure.detail.isprintable()
     assert policy.failures == {kind: 1}
-    assert orjson.loads(policy._state) == {"n": 1}
+    assert policy._state.values == {"n": 1}
     policy._instance = None  # those that only answered badly have still theirs
     assert decide(policy) == 0
     assert policy.decisions == 3
@@ -174,7 +171,7 @@ async def test_a_dealloc_that_fails_loses_no_decision(
         policy._instance = policy._live_instance()
         instance = weakref.ref(policy._instance)
         assert decide(policy) == 0
-        assert orjson.loads(policy._state) == {"n": 1}
+        assert policy._state.values == {"n": 1}
         assert instance() is None, "thrown away, and freed"
     assert policy.failures.total() == 3, "no request failed, but it is known"
 
@@ -194,7 +191,7 @@ async def test_a_state_too_large_is_refused_and_the_old_one_kept(bench: Bench) -
     failure = failure_of(policy)
     assert failure.kind == "bad_output"
     assert "65,536" in failure.detail
-    assert orjson.loads(policy._state) == {"a": "x" * 40_000}
+    assert policy._state.values == {"a": "x" * 40_000}
 
 
 async def test_a_dead_instance_is_freed_by_its_last_reference(
@@ -218,7 +215,7 @@ async def test_a_dead_instance_is_freed_by_its_last_reference(
 async def test_no_worker_is_an_answer(bench: Bench) -> None:
     policy = await bench.policy(guest('{"selected_worker": null, "state": {"n": 1}}'))
     assert decide(policy) is None
-    assert orjson.loads(policy._state) == {"n": 1}
+    assert policy._state.values == {"n": 1}
 
 
 async def test_the_same_snapshot_judges_that_was_shown(bench: Bench) -> None:
@@ -244,7 +241,7 @@ async def test_the_trial_leaves_no_trace(bench: Bench) -> None:
     count = second_call(f"(return (i32.const {BAD_AT}))")
     wasm = guest(REMEMBERS, select_worker=count, extra=text_at(BAD_AT, '{"selected_worker": 2}'))
     policy = await bench.policy(wasm)
-    assert policy._state == b"{}"
+    assert policy._state.values == {}
     assert policy.decisions == 0
     assert [decide(policy), decide(policy)] == [0, 2], "the instance had not been called before"
 
@@ -260,6 +257,52 @@ async def test_failures_are_logged_at_powers_of_ten(
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 2
     assert all("plugin" in text and "\\x1b[2J\\nno %s" in text for text in texts)
+
+
+def numbered(padding: str = "", state: str = "null") -> bytes:
+    """A guest whose every result has a number of its own, of three letters."""
+    head = '{"selected_worker": 0, "number": "'
+    digits = "".join(
+        f"""(i32.store8 (i32.const {BAD_AT + len(head) + place}) (i32.add (i32.const 97)
+          (i32.and (i32.shr_u (global.get $calls) (i32.const {4 * place})) (i32.const 15))))"""
+        for place in range(3)
+    )
+    return guest(
+        select_worker=f"(global.set $calls (i32.add (global.get $calls) (i32.const 1))) {digits}"
+        f"(i32.const {BAD_AT})",
+        extra=text_at(BAD_AT, f'{head}aaa", "more": "{padding}", "state": {state}}}'),
+    )
+
+
+async def test_only_so_many_results_are_kept_decoded(bench: Bench) -> None:
+    policy = await bench.policy(numbered())
+    for _ in range(MAX_KEPT_ANSWERS + 10):
+        assert decide(policy) == 0
+    assert len(policy._answers) == MAX_KEPT_ANSWERS
+
+
+async def test_no_long_result_is_kept_decoded_and_none_with_a_state(bench: Bench) -> None:
+    for name, wasm in (
+        ("long", numbered(padding="x" * MAX_KEPT_ANSWER_BYTES)),
+        ("stateful", numbered(state="{}")),
+    ):
+        policy = await bench.policy(wasm, name)
+        assert decide(policy) == 0
+        assert not policy._answers
+
+
+async def test_each_state_is_merged_though_the_result_is_the_same(bench: Bench) -> None:
+    """Two results that take turns: what one sets, the other removes."""
+    other = '{"selected_worker": 2, "state": {"n": null}}'
+    odd = f"""(global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+      (if (i32.and (global.get $calls) (i32.const 1)) (then (return (i32.const {ANSWER_AT}))))
+      (i32.const {BAD_AT})"""
+    policy = await bench.policy(guest(REMEMBERS, select_worker=odd, extra=text_at(BAD_AT, other)))
+    for _ in range(3):
+        assert decide(policy) == 0
+        assert policy._state.values == {"n": 1}
+        assert decide(policy) == 2
+        assert policy._state.values == {}
 
 
 def told(body: str) -> str:
@@ -296,7 +339,7 @@ async def test_a_failure_to_learn_fails_nothing_else(
     assert instance() is None
     assert policy.failures == {kind: 1}
     assert decide(policy) == 0
-    assert orjson.loads(policy._state) == {"n": 1}
+    assert policy._state.values == {"n": 1}
 
 
 async def test_a_plugin_that_does_not_want_outcomes_is_not_called(bench: Bench) -> None:

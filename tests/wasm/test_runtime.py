@@ -1,6 +1,7 @@
 """The clock that bounds guests, and what the engine leaves out."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import wasmtime
 from sgl_router.errors import DecisionError
 from sgl_router.policies import PolicyFactory
 from sgl_router.wasm import clock
-from sgl_router.wasm.clock import EpochClock
+from sgl_router.wasm.clock import NEVER, EpochClock
 from sgl_router.wasm.runtime import WasmRuntime, make_engine
-from tests.wasm.guests import LOOP, Bench, assemble, guest
+from tests.wasm.guests import ANSWER_AT, FIRST, LOOP, Bench, assemble, guest
 
 
 def parked(clock: EpochClock) -> bool:
@@ -73,6 +74,58 @@ def test_a_call_is_ended_though_the_timer_is_dead(
     runtime.close()
 
 
+def test_what_a_guest_does_after_its_decision_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "LOOK_SECS", 0.05)
+    monkeypatch.setattr(EpochClock, "_set", lambda self, interval: None)
+    runtime = WasmRuntime()
+    bench = Bench(tmp_path, runtime, PolicyFactory())
+    instance = bench.instance(guest(dealloc=LOOP), max_execution_time_ms=20)
+    assert instance.select_worker(b"{}", 0, 0) == FIRST.encode()
+    assert instance.late_failure is not None
+    assert instance.late_failure.kind == "timeout"
+    runtime.close()
+
+
+def test_nothing_is_called_once_the_clock_has_stopped(tmp_path: Path) -> None:
+    runtime = WasmRuntime()
+    bench = Bench(tmp_path, runtime, PolicyFactory())
+    instance = bench.instance(guest())
+    runtime.close()
+    with pytest.raises(DecisionError, match="stopped"):
+        instance.select_worker(b"{}", 0, 0)
+    with pytest.raises(DecisionError, match="stopped"):
+        bench.instance(guest())
+
+
+@pytest.mark.parametrize("body", ["", "(unreachable)"])
+def test_the_clock_is_told_when_a_call_is_over(tmp_path: Path, body: str) -> None:
+    runtime = WasmRuntime()
+    bench = Bench(tmp_path, runtime, PolicyFactory())
+    instance = bench.instance(guest(select_worker=f"{body} (i32.const {ANSWER_AT})"))
+    with suppress(DecisionError):
+        instance.select_worker(b"{}", 0, 0)
+    assert runtime.clock.late(1e12) == []
+    runtime.close()
+
+
+def test_only_calls_under_way_are_late() -> None:
+    """The epoch is one for all of an engine's calls: to end one that is over would hurt others."""
+    runtime = WasmRuntime()
+    under_way, over, idle = (runtime.clock.call_time(limit) for limit in (30, 20, 10))
+    assert under_way.begin()
+    assert over.begin()
+    over.ends_at = NEVER
+    long_after = under_way.ends_at + 1000
+    assert runtime.clock.late(long_after) == [30]
+    assert runtime.clock.late(under_way.ends_at) == []
+    del under_way
+    assert runtime.clock.late(long_after) == [], "who is gone is forgotten"
+    assert idle.ends_at == NEVER
+    runtime.close()
+
+
 def test_a_limit_is_kept_while_the_interpreter_is_busy(bench: Bench) -> None:
     """The clock does not need the GIL: not even one that another thread never gives away."""
     instance = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=20)
@@ -111,7 +164,6 @@ async def test_closing_the_factory_stops_its_clock(bench: Bench) -> None:
     [
         "(memory 1 1 shared)",
         "(memory i64 1)",
-        "(memory 1) (memory 1)",
         "(func $f (return_call $f))",
         "(tag $t) (func (throw $t))",
         "(type $s (struct (field i32)))",

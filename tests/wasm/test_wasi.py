@@ -272,6 +272,15 @@ def test_to_exit_is_a_failure_whatever_the_code_and_what_follows(
     assert instance.poisoned
 
 
+@pytest.mark.parametrize("after", [LOOP, ""])
+def test_to_exit_after_the_decision_fails_it_too(bench: Bench, after: str) -> None:
+    wasm = guest(dealloc=f"(call $proc_exit (i32.const 0)) {after}", imports=IMPORTS)
+    instance = bench.instance(wasm, allowed_syscalls=GROUPS_BUT_FILES, max_execution_time_ms=20)
+    with pytest.raises(DecisionError, match="proc_exit"):
+        instance.select_worker(b"{}", 0, 0)
+    assert instance.poisoned
+
+
 async def test_to_exit_at_the_start_is_refused(bench: Bench) -> None:
     wasm = guest(imports=IMPORTS, init="(call $proc_exit (i32.const 0))")
     with pytest.raises(PluginRefused, match="proc_exit"):

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from sgl_router import __version__, server
-from sgl_router.config import add_flags, load_config
-from sgl_router.config.schema import RouterConfig
+from sgl_router.config import RouterConfig, add_flags, load_config
+from sgl_router.config.flags import launch_flags, usage_problem
 from sgl_router.demo.run import DemoOptions, run_demo
 from sgl_router.errors import RouterError
 
@@ -18,8 +18,15 @@ Route requests to LLM inference engines that speak the OpenAI API.
   sgl-router launch --worker-urls http://127.0.0.1:8001 http://127.0.0.1:8002 \\
       --policy least_connections
 
+Prefill and decode on engines of their own, which meet at a bootstrap server:
+
+  sgl-router launch --pd-disaggregation --decode http://10.0.0.2:30000 \\
+      --prefill http://10.0.0.1:30000 8998
+
 Each option can also stand in a YAML file (--config FILE, key worker_urls) or in the environment
-(SGL_ROUTER_WORKER_URLS); flags win over environment, environment over file."""
+(SGL_ROUTER_WORKER_URLS); flags win over environment, environment over file. Flags have
+sglang-router's names. One of its flags, or of smg's or vllm-router's, that this router does not
+have is refused with the reason; none is ignored."""
 
 _DEMO = """\
 Three small engines of our own, the router in front of them, and a WebAssembly policy that
@@ -28,7 +35,9 @@ chooses between them; half-way the policy is swapped for another, under load."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if problem := usage_problem(options, unknown, options.known):
+        options.command.error(problem)
     try:
         status: int = options.run(options)
     except (RouterError, OSError) as error:
@@ -50,40 +59,50 @@ def _parser() -> argparse.ArgumentParser:
     launch = commands.add_parser(
         "launch",
         help="start the router",
+        usage="%(prog)s [--config FILE] [--worker-urls URL ...] [OPTION ...]",
         description=_LAUNCH,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_flags(launch)
-    launch.set_defaults(run=_launch)
+    launch.set_defaults(run=_launch, command=launch, known=launch_flags())
     demo = commands.add_parser(
         "demo", help="see it work, without an engine", description=_DEMO, allow_abbrev=False
     )
-    demo.add_argument(
-        "--requests",
-        type=_positive,
-        default=200,
-        metavar="N",
-        help="streaming requests to send (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--concurrency",
-        type=_positive,
-        default=32,
-        metavar="N",
-        help="requests under way at a time, a quarter of them at most (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--port",
-        type=_port,
-        metavar="PORT",
-        help="the router's port on 127.0.0.1 (default: any free one; 30000 with --serve)",
-    )
-    demo.add_argument(
-        "--serve", action="store_true", help="send nothing; keep running and say where to send to"
-    )
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, command=demo, known=_add_demo_flags(demo))
     return parser
+
+
+def _add_demo_flags(demo: argparse.ArgumentParser) -> list[str]:
+    """Returns the flags."""
+    actions = [
+        demo.add_argument(
+            "--requests",
+            type=_positive,
+            default=200,
+            metavar="N",
+            help="streaming requests to send (default: %(default)s)",
+        ),
+        demo.add_argument(
+            "--concurrency",
+            type=_positive,
+            default=32,
+            metavar="N",
+            help="requests under way at a time, a quarter of them at most (default: %(default)s)",
+        ),
+        demo.add_argument(
+            "--port",
+            type=_port,
+            metavar="PORT",
+            help="the router's port on 127.0.0.1 (default: any free one; 30000 with --serve)",
+        ),
+        demo.add_argument(
+            "--serve",
+            action="store_true",
+            help="send nothing; keep running and say where to send to",
+        ),
+    ]
+    return [flag for action in actions for flag in action.option_strings]
 
 
 def _launch(options: argparse.Namespace) -> int:

@@ -1,122 +1,163 @@
 """Reads settings: flags before environment before file before defaults."""
 
-import argparse
-import types
+import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
+from sgl_router.config.document import read_yaml
+from sgl_router.config.fields import WorkerSettings, check_plugin_config, group_prefill
+from sgl_router.config.hints import hint
+from sgl_router.config.options import OPTIONS, SECRET_NAMES, Option, Shape, variable_of
+from sgl_router.config.refused import REFUSED
 from sgl_router.config.schema import RouterConfig
 from sgl_router.errors import ConfigError
 
-ENVIRONMENT_PREFIX = "SGL_ROUTER_"
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+"""What Kubernetes sets SGL_ROUTER_PORT to in every pod beside a Service called sgl-router, and
+SGL_ROUTER_ADMIN_PORT beside one called sgl-router-admin."""
 
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each option of the schema, and `--config`."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of these options, as worker_urls: […]"
-    )
-    for name, field in RouterConfig.model_fields.items():
-        kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
-        if field.annotation is bool:
-            kwargs["action"] = "store_true"
-        elif _is_list(field):
-            kwargs.update(nargs="*", metavar=_metavar(name))
-        else:
-            kwargs["metavar"] = _metavar(name)
-        parser.add_argument(flag_of(name), **kwargs)
+_SENTENCES = {
+    "extra_forbidden": f"unknown; known are {', '.join(WorkerSettings.model_fields)}",
+    "missing": "missing",
+    "model_type": "expected a mapping",
+    "tuple_type": "expected a list",
+}
+"""For the kinds of error whose own text speaks of Python."""
+
+_WITHOUT_VALUE = ("extra_forbidden", "missing")
 
 
 def load_config(
     flags: Mapping[str, Any], environment: Mapping[str, str], config_file: str | None
 ) -> RouterConfig:
-    """Put the settings together. Raises ConfigError, naming the option and where it stands."""
-    values = _read_yaml(config_file, "--config") if config_file is not None else {}
-    sources = dict.fromkeys(values, f"file {config_file}")
-    for name, field in RouterConfig.model_fields.items():
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        if variable in environment:
-            text = environment[variable]
-            values[name] = text.split() if _is_list(field) else text
-            sources[name] = f"environment variable {variable}"
-        if name in flags:
-            values[name] = flags[name]
-            sources[name] = f"option {flag_of(name)}"
+    """Put the settings together.
+
+    Args:
+        flags: values by the options' names, as the parser that `add_flags` made returns them.
+        environment: `os.environ`, or a test's.
+        config_file: the YAML file, where there is one.
+
+    Raises ConfigError with everything that is wrong, each with the option and where it stands;
+    a key's value is in no message.
+    """
+    given = _Given()
+    if config_file is not None:
+        given.take_file(config_file)
+    given.take_environment(environment)
+    for name, value in flags.items():
+        given.put(OPTIONS[name], _join(OPTIONS[name], value), f"option {OPTIONS[name].flag}")
     try:
-        config = RouterConfig.model_validate(values)
+        config = RouterConfig.model_validate(given.values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_problems(error, sources))) from error
+        given.problems += _problems(error, given.sources)
+    if given.problems:
+        raise ConfigError("; ".join(given.problems))
     if isinstance(config.plugin_config, str):
-        settings = _read_yaml(config.plugin_config, "--plugin-config")
-        config = config.model_copy(update={"plugin_config": _plugin_settings(settings)})
+        settings = _plugin_settings(config.plugin_config)
+        config = config.model_copy(update={"plugin_config": settings})
     return config
 
 
-def flag_of(name: str) -> str:
-    """The command-line flag of a field."""
-    return "--" + name.replace("_", "-")
+class _Given:
+    """What was given, from the source that counts least to the one that counts most.
+
+    Attributes:
+        values, sources: by the options' names.
+        problems: what is no option, or cannot be read as one.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.problems: list[str] = []
+
+    def put(self, option: Option, value: object, source: str) -> None:
+        self.values[option.name] = value
+        self.sources[option.name] = source
+
+    def take_file(self, path: str) -> None:
+        for key, value in read_yaml(path, "--config").items():
+            source = f"file {path}"
+            if (option := OPTIONS.get(key)) is not None:
+                self.put(option, value, source)
+            elif key in REFUSED:
+                self.problems.append(f"{key} is refused: {REFUSED[key]} ({source})")
+            else:
+                self.problems.append(
+                    f"{key!r:.80} is no option{hint(str(key), [*OPTIONS, *REFUSED])} "
+                    f"(key in {source})"
+                )
+
+    def take_environment(self, environment: Mapping[str, str]) -> None:
+        for option in OPTIONS.values():
+            text = environment.get(option.variable)
+            if text is None or (option.metavar == "PORT" and _SERVICE_LINK.match(text)):
+                continue
+            source = f"environment variable {option.variable}"
+            try:
+                self.put(option, _read_variable(option, text), source)
+            except json.JSONDecodeError as error:
+                self.problems.append(
+                    f"{option.name} is not JSON: line {error.lineno}, column {error.colno} "
+                    f"({source})"
+                )
+        for name, why in REFUSED.items():
+            if variable_of(name) in environment:
+                self.problems.append(
+                    f"{name} is refused: {why} (environment variable {variable_of(name)})"
+                )
 
 
-def _metavar(name: str) -> str:
-    return name.rsplit("_", 1)[-1].upper().removesuffix("S")
+def _read_variable(option: Option, text: str) -> Any:
+    if option.shape is Shape.JSON:
+        return json.loads(text)
+    if option.shape is Shape.PREFILL:
+        return group_prefill(text.split())
+    return text.split() if option.shape is Shape.WORDS else text
 
 
-def _help(field: FieldInfo) -> str:
-    default = field.default
-    if default in (None, (), False):
-        return (field.description or "").replace("%", "%%")
-    shown = " ".join(default) if isinstance(default, tuple) else default
-    return f"{field.description} (default: {shown})".replace("%", "%%")
+def _join(option: Option, value: Any) -> Any:
+    """A flag's words as they stand in a file."""
+    return [" ".join(words) for words in value] if option.shape is Shape.PREFILL else value
 
 
-def _is_list(field: FieldInfo) -> bool:
-    annotation = field.annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        return any(get_origin(member) is tuple for member in get_args(annotation))
-    return get_origin(annotation) is tuple
-
-
-def _read_yaml(path: str, option: str) -> dict[str, Any]:
+def _plugin_settings(path: str) -> dict[str, dict[str, Any]]:
+    settings = read_yaml(path, "--plugin-config")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path!r}: {error} (option {option})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path!r} is not YAML: {error} (option {option})") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path!r} holds a {type(data).__name__}; expected a mapping (option {option})"
-        )
-    return data
-
-
-def _plugin_settings(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    for name, value in settings.items():
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"plugin_config of {name!r} is {value!r:.80}; expected a mapping of settings such "
-                "as config or max_execution_time_ms (option --plugin-config)"
-            )
+        check_plugin_config(settings)
+    except ValueError as error:
+        raise ConfigError(f"{path!r}: {error} (option --plugin-config)") from error
     return settings
 
 
 def _problems(error: ValidationError, sources: Mapping[str, str]) -> list[str]:
     problems = []
     for item in error.errors(include_url=False):
-        name = str(item["loc"][0]) if item["loc"] else "configuration"
-        if item["type"] == "extra_forbidden":
-            known = ", ".join(RouterConfig.model_fields)
-            problems.append(f"unknown key {name!r} ({sources.get(name, 'file')}); known: {known}")
-        else:
-            problems.append(
-                f"{name} is {item['input']!r:.80}: {item['msg'].lower()} "
-                f"({sources.get(name, 'default')})"
-            )
+        if not item["loc"]:
+            problems.append(_sentence(item["type"], item["msg"]))
+            continue
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in item["loc"])[1:]
+        hidden = item["type"] in _WITHOUT_VALUE or SECRET_NAMES & set(item["loc"])
+        value = "" if hidden else f" is {_shown(item['input'])}"
+        source = sources.get(str(item["loc"][0]), "default")
+        problems.append(f"{path}{value}: {_sentence(item['type'], item['msg'])} ({source})")
     return problems
+
+
+def _sentence(kind: str, message: str) -> str:
+    if kind in _SENTENCES:
+        return _SENTENCES[kind]
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _shown(value: object) -> str:
+    """A value as a message may show it: short, and without what may be a key or a password."""
+    if value is None or isinstance(value, str | int | float):
+        return f"{_CREDENTIALS.sub('//…@', repr(value)):.80}"
+    return "a mapping" if isinstance(value, dict) else f"a {type(value).__name__}"

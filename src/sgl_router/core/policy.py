@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 
+KNOWN_NEEDS = frozenset({"body", "pending_tokens", "prefix_match", "engine_metrics", "worker_info"})
+"""What a policy may ask for, because each costs something to know:
+
+- `body`: the request's body is complete before the decision, for its text, model or session;
+- `pending_tokens`: `Worker.pending_tokens` is counted;
+- `prefix_match`: `RequestView.prefix` is looked up, and the placement remembered;
+- `engine_metrics`: `Worker.metrics` is polled;
+- `worker_info`: nothing to keep, but much to tell a plugin.
+
+`pending_tokens` and `prefix_match` imply `body`.
+"""
+
 
 @dataclass(slots=True)  # not frozen: that triples what making one costs, for every request
 class Outcome:
@@ -19,6 +31,8 @@ class Outcome:
         duration_ms: from the request's arrival to its end.
         output_chunks: pieces in which the answer's body arrived.
         error: what went wrong, or None.
+        engine_ok: what it says of the engine: True, it answered; False, it failed; None, nothing,
+            as where the client left or the engine had too much to do (429).
     """
 
     worker_url: str
@@ -28,6 +42,7 @@ class Outcome:
     duration_ms: float
     output_chunks: int
     error: str | None
+    engine_ok: bool | None = True
 
 
 class Policy(ABC):
@@ -39,13 +54,13 @@ class Policy(ABC):
 
     Attributes:
         name: how the policy is called in options, listings and logs.
-        needs_body: whether a decision reads the request's body; if not, the body is passed on as
-            it arrives instead of being collected first.
+        needs: what must be known for a decision, some of `KNOWN_NEEDS`; without `body`, the body
+            is passed on as it arrives instead of being collected first.
         fallback: the name of the built-in policy that decides where this one fails, or None.
     """
 
     name: str
-    needs_body: bool = False
+    needs: frozenset[str] = frozenset()
     fallback: str | None = None
 
     @abstractmethod

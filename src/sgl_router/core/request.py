@@ -3,15 +3,32 @@
 Text and session key are extracted from the body when they are first asked for, and once.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from sgl_router.core.registry import NO_WORKERS
 from sgl_router.core.worker import Worker
 
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, by the usual rule of thumb; the router has no tokenizer."""
+
 # Where each endpoint keeps what it works on; the order is the order of preference.
 _TEXT_KEYS = ("prompt", "text", "input_ids", "input", "query", "documents")
+
+
+class PrefixMatch(Protocol):
+    """How much of a request's text each worker has been sent before (`core/prefix_index.py`)."""
+
+    characters: int
+    """Of the deepest match."""
+
+    @property
+    def holders(self) -> frozenset[Worker] | set[Worker]:
+        """The workers that hold the deepest match."""
+
+    def of(self, worker: Worker) -> int:
+        """Characters that this worker holds."""
 
 
 class RequestView:
@@ -21,24 +38,31 @@ class RequestView:
         id: the request id, as it is forwarded to the engine.
         path: the target's path, without the query.
         body: the whole body; empty where the policy in use does not read it.
+        routing_key: what the client named for this in a header, or None.
+        target: the index of the worker that the client asks for in a header, or None.
         attempt: 0 at first, one more for each worker that the request could not be sent to.
         excluded: the workers already tried.
+        prefix: what workers hold of its text; looked up by the dispatcher where the policy needs
+            it.
         entropy: 53 random bits, drawn by the dispatcher for each decision.
         now_ms: Unix time in milliseconds, taken by the dispatcher for each decision.
     """
 
-    __slots__ = ("_json", "_text", "attempt", "body", "entropy", "excluded", "id", "now_ms", "path")
+    # What most requests never change stands here, once for all of them.
+    routing_key: str | None = None
+    target: int | None = None
+    attempt = 0
+    excluded: frozenset[Worker] = NO_WORKERS
+    prefix: PrefixMatch | None = None
+    entropy = 0
+    now_ms = 0
+    _json: dict[str, Any] | None = None
+    _text: str | None = None
 
     def __init__(self, id: str, path: str, body: bytes = b"") -> None:
         self.id = id
         self.path = path
         self.body = body
-        self.attempt = 0
-        self.excluded: frozenset[Worker] = NO_WORKERS
-        self.entropy = 0
-        self.now_ms = 0
-        self._json: dict[str, Any] | None = None
-        self._text: str | None = None
 
     @property
     def json(self) -> dict[str, Any]:
@@ -58,6 +82,8 @@ class RequestView:
     @property
     def session(self) -> str | None:
         """What ties requests of one conversation or user together, or None."""
+        if self.routing_key:
+            return self.routing_key
         return _string(self.json.get("session_id")) or _string(self.json.get("user"))
 
     @property
@@ -65,12 +91,18 @@ class RequestView:
         """The request's text, or None where it has none.
 
         Chat: the message texts and text parts joined by one space, without roles, tools and
-        images. Completion: the prompt. Generate: `text`, else `input_ids`. Embeddings: the
-        inputs. Several texts are joined by one space.
+        images; the Messages API's `system` comes first. Completion: the prompt. Generate: `text`,
+        else `input_ids`. Embeddings and classify: the inputs. Rerank: the query. Several texts are
+        joined by one space.
         """
         if self._text is None:
             self._text = _routing_text(self.json)
         return self._text or None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """An estimate, from the text's length."""
+        return len(self.text or "") // CHARACTERS_PER_TOKEN
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -91,6 +123,7 @@ def _routing_text(body: dict[str, Any]) -> str:
     messages = body.get("messages")
     if isinstance(messages, list):
         contents = [m.get("content") for m in messages if isinstance(m, dict)]
+        contents.insert(0, body.get("system"))
         return " ".join(text for content in contents for text in _texts(content))
     for key in _TEXT_KEYS:
         if body.get(key) is not None:

@@ -9,66 +9,160 @@ from sgl_router.core.health import HealthTable
 from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError
-from sgl_router.gateway.fetch import fetch
+from sgl_router.gateway.fetch import Fetcher
 
 _log = logging.getLogger(__name__)
 
-RECOVERY_SECS = 1.0
-"""Between checks of a worker that is not up: a check costs little, waiting for one a lot."""
+DOUBT_SECS = 0.1
+"""Between checks of a worker of which the last observation was bad: one that is dead is to be out
+within half a second, with three failures needed."""
+
+CONFIRM_SECS = 0.5
+"""For the checks that a question for readiness makes."""
+
+CONFIRMED_FOR_SECS = 1.0
+"""How long the last good check of a worker speaks for it, when readiness is asked for."""
+
+AT_ONCE = 64
+"""Workers checked at a time when readiness is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
-    """How workers are checked (defaults: sglang-router's)."""
+    """How workers are checked (defaults: sglang-router's, but for the start-up interval).
+
+    Attributes:
+        endpoint: path that tells an engine's health.
+        interval_secs: between checks of a healthy worker.
+        timeout_secs: for one check.
+        recovery_interval_secs: between checks of a worker that is not up.
+        startup_timeout_secs: after which a worker that has never been up is an error in the log.
+    """
 
     endpoint: str = "/health"
     interval_secs: float = 60.0
     timeout_secs: float = 5.0
+    recovery_interval_secs: float = 1.0
+    startup_timeout_secs: float = 1800.0
 
 
 class HealthChecks:
-    """Asks each worker again and again, and tells the table what it answered."""
+    """Asks each worker again and again, and tells the table what it answered.
+
+    Attributes:
+        table: what it tells.
+    """
 
     def __init__(
-        self, registry: WorkerRegistry, table: HealthTable, settings: CheckSettings
+        self,
+        registry: WorkerRegistry,
+        table: HealthTable,
+        settings: CheckSettings,
+        fetcher: Fetcher,
     ) -> None:
-        self._table = table
+        self._registry = registry
+        self.table = table
         self._settings = settings
-        self._changed = {worker: asyncio.Event() for worker in registry}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._fetcher = fetcher
+        self._doubts: dict[Worker, asyncio.Event] = {}
+        self._tasks: dict[Worker, asyncio.Task[None]] = {}
+        self._confirmed_at = float("-inf")
 
     def start(self) -> None:
-        self._table.on_change = lambda worker: self._changed[worker].set()
-        self._tasks = [asyncio.create_task(self._watch(worker)) for worker in self._changed]
+        self.table.on_change = self.suspect
+        self._registry.on_add.append(self._add)
+        self._registry.on_remove.append(self._remove)
+        for worker in self._registry:
+            self._add(worker)
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    def suspect(self, worker: Worker) -> None:
+        """Check the worker at once: something speaks for a change."""
+        doubt = self._doubts.get(worker)
+        if doubt is not None:
+            doubt.set()
+
+    async def confirm(self) -> bool:
+        """Whether an available worker answered a check within the last second, or does now."""
+        now = asyncio.get_running_loop().time()
+        if now - self._confirmed_at < CONFIRMED_FOR_SECS and self._available():
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONFIRM_SECS):
+                waiting = self._available()
+                while waiting:
+                    asked, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
+                    if await self._any_answers(asked):
+                        return True
+        return False
+
+    def _available(self) -> list[Worker]:
+        return [worker for worker in self._registry if worker.available]
+
+    async def _any_answers(self, workers: list[Worker]) -> bool:
+        checks = [asyncio.create_task(self._check(worker)) for worker in workers]
+        try:
+            for check in asyncio.as_completed(checks):
+                if await check:
+                    return True
+        finally:
+            for task in checks:
+                task.cancel()
+        return False
+
+    def _add(self, worker: Worker) -> None:
+        self._doubts[worker] = asyncio.Event()
+        self._tasks[worker] = asyncio.create_task(self._watch(worker))
+
+    def _remove(self, worker: Worker) -> None:
+        self._doubts.pop(worker, None)
+        task = self._tasks.pop(worker, None)
+        if task is not None:
+            task.cancel()
 
     async def _watch(self, worker: Worker) -> None:
-        changed = self._changed[worker]
+        loop = asyncio.get_running_loop()
+        doubt = self._doubts[worker]
+        has_been_up = False
+        late_at = loop.time() + self._settings.startup_timeout_secs
         while True:
             await self._check(worker)
-            changed.clear()
-            interval = self._settings.interval_secs
-            if not worker.healthy:
-                interval = min(interval, RECOVERY_SECS)
+            doubt.clear()
+            has_been_up = has_been_up or worker.healthy
+            if not has_been_up and loop.time() >= late_at:
+                late_at = float("inf")
+                _log.error("%r has not come up (option --worker-startup-timeout-secs)", worker)
             # Requests may find out in between that a worker is down: it is then asked at once.
             with suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    await changed.wait()
+                async with asyncio.timeout(self._pause(worker)):
+                    await doubt.wait()
+                    await asyncio.sleep(0)  # several may doubt it at once
 
-    async def _check(self, worker: Worker) -> None:
+    def _pause(self, worker: Worker) -> float:
+        settings = self._settings
+        if worker.healthy:
+            return DOUBT_SECS if worker.streak else settings.interval_secs
+        return min(settings.interval_secs, settings.recovery_interval_secs)
+
+    async def _check(self, worker: Worker) -> bool:
+        """Whether the worker answered well."""
         path = self._settings.endpoint
         try:
-            status, _ = await fetch(worker, path, self._settings.timeout_secs)
+            status, _ = await self._fetcher.fetch(worker, path, self._settings.timeout_secs)
             ok, why = 200 <= status < 300, f"GET {path} answered {status}"
         except EngineError as error:
             if error.local:
                 _log.warning("%s", error)
-                return
+                return False
             ok, why = False, str(error)
-        if self._table.observe(worker, ok):
+        if ok:
+            self._confirmed_at = asyncio.get_running_loop().time()
+        if self.table.observe(worker, ok):
             _log.log(logging.INFO if ok else logging.WARNING, "%r: %s", worker, why)
+        return ok

@@ -1,39 +1,78 @@
-"""What all exchanges of one gateway share."""
+"""What all requests of one gateway share."""
 
 import asyncio
+import hmac
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.health import HealthTable
+from sgl_router.core.retry import RetrySettings
 from sgl_router.core.worker import Worker
+from sgl_router.errors import RequestError
+from sgl_router.gateway.admission import AdmissionGate
+from sgl_router.gateway.handler import RequestHandler
 from sgl_router.gateway.pool import ConnectionPool
+from sgl_router.http1.request import ASKED, RequestHead
 
+_log = logging.getLogger(__name__)
 
-class Expiring(Protocol):
-    """An exchange that is under way."""
-
-    deadline: float
-
-    def expire(self) -> None:
-        """Its time is up."""
+Message = MutableMapping[str, Any]
+AsgiApp = Callable[
+    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
+    Awaitable[None],
+]
+"""An ASGI 3 application."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Limits of the data plane.
+    """Limits of the data plane; times in seconds, None: no limit.
 
     Attributes:
         max_payload_bytes: of a request's body.
-        request_timeout_secs: from a request's head to the end of its answer.
+        request_timeout: from a request's head to the end of its answer.
+        first_byte_timeout: from the request's dispatch to the head of the engine's answer.
+        stream_idle_timeout: between two pieces of an answer, or of what the client takes of it.
+        head_timeout: for a client to send a head.
+        body_timeout: between two pieces of a request's body.
+        keep_alive_timeout: for a client's connection without a request.
         request_id_headers: lower case; the first one present is the request's id.
+        retry: whether and when other workers are tried.
+        pd_engine: which protocol the two halves of a disaggregated request speak; None: requests
+            are not disaggregated.
+        api_key: what clients of the data plane must show; None: nothing.
+        cors_origins: whose pages may read answers; `*` for all.
     """
 
     max_payload_bytes: int
-    request_timeout_secs: float
+    request_timeout: float
+    first_byte_timeout: float | None
+    stream_idle_timeout: float | None
+    head_timeout: float
+    body_timeout: float
+    keep_alive_timeout: float
     request_id_headers: Sequence[bytes]
+    retry: RetrySettings
+    pd_engine: str | None = None
+    api_key: bytes | None = field(default=None, repr=False)
+    cors_origins: frozenset[bytes] = frozenset()
+
+
+class Counters(Protocol):
+    """What the gateway counts besides placements, which the dispatcher tells of."""
+
+    def count_error(self, code: str) -> None:
+        """A request was answered by the router itself, with an error."""
+
+    def count_retry(self, reason: str) -> None:
+        """A request is given to another worker."""
+
+    def count_aborted(self) -> None:
+        """A client left before its answer was complete."""
 
 
 @dataclass(slots=True)
@@ -41,30 +80,71 @@ class GatewayContext:
     """Attributes:
     dispatcher: decides.
     health: learns of engines that cannot be reached; None where every worker counts as healthy.
+    suspect: told of a worker that may have gone, to be checked at once.
     pool: connections to engines.
+    admission: how many requests may be under way; None: any number.
     settings: limits.
-    new_request_id: an id for a request that has none, by path.
+    counters: for the metrics.
     loop: the event loop.
-    exchanges: all that are under way.
+    requests: all that are under way.
+    new_id: an id for a request that has none, by path.
+    app: answers what is not for an engine; set before anybody listens.
     clock: monotonic seconds; uvloop's own are whole milliseconds, too coarse for first-token times.
     draining: whether the router is about to stop: connections are not kept any more.
+    unusual_ids: whether a request's id may stand in a header that heads are not searched for.
     """
 
     dispatcher: Dispatcher
     health: HealthTable | None
+    suspect: Callable[[Worker], None]
     pool: ConnectionPool
+    admission: AdmissionGate | None
     settings: GatewaySettings
-    new_request_id: Callable[[str], str]
+    counters: Counters
     loop: asyncio.AbstractEventLoop
+    new_id: Callable[[str], str]
+    app: AsgiApp = field(init=False)
     clock: Callable[[], float] = time.perf_counter
-    exchanges: set[Expiring] = field(default_factory=set)
+    requests: set[RequestHandler] = field(default_factory=set)
     draining: bool = False
+    unusual_ids: bool = field(init=False)
 
-    def observe(self, worker: Worker, *, ok: bool) -> bool:
-        """Count an observation for the worker's health; True where it changed that."""
-        return self.health is not None and self.health.observe(worker, ok)
+    def __post_init__(self) -> None:
+        self.unusual_ids = not ASKED.issuperset(self.settings.request_id_headers)
+
+    def observe_failure(self, worker: Worker, why: str) -> None:
+        """Count a connection that failed for the worker's health."""
+        if self.health is not None:
+            if self.health.observe(worker, False):
+                _log.warning("%r: %s", worker, why)
+            self.suspect(worker)
 
     def observe_answer(self, worker: Worker) -> None:
         """A worker that answers ends a row of failures, though it is not checked for that."""
-        if worker.streak and worker.healthy:
-            self.observe(worker, ok=True)
+        if worker.streak and worker.healthy and self.health is not None:
+            self.health.observe(worker, True)
+
+    def authorize(self, head: RequestHead) -> None:
+        """Raises RequestError (401) where the client does not show the data plane's key."""
+        key = self.settings.api_key
+        if key is None:
+            return
+        scheme, _, shown = (head.get(b"authorization") or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            shown = head.get(b"x-api-key") or b""
+        if not hmac.compare_digest(shown.strip(), key):
+            raise RequestError(
+                401, "invalid_api_key", "the API key is missing or wrong (Authorization: Bearer …)"
+            )
+
+    def cors(self, head: RequestHead) -> bytes:
+        """The header lines that let a page of another origin read the answer."""
+        origins = self.settings.cors_origins
+        if not origins:
+            return b""
+        origin = head.get(b"origin")
+        if origin is None or not (origin in origins or b"*" in origins):
+            return b""
+        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % (
+            b"*" if b"*" in origins else origin
+        )

@@ -3,15 +3,19 @@
 import asyncio
 import logging
 import select
-from collections import deque
+import struct
+from socket import SO_LINGER, SOL_SOCKET
 from typing import cast
 
 from sgl_router.errors import ProtocolError, RequestError
-from sgl_router.gateway.context import GatewayContext
-from sgl_router.gateway.exchange import Exchange
+from sgl_router.gateway.context import AsgiApp, GatewayContext
+from sgl_router.gateway.deadlines import Stillness, head_too_slow
+from sgl_router.gateway.disaggregated import exchange_type
 from sgl_router.gateway.flow import Hold, ReadGate
-from sgl_router.gateway.local import LocalExchange, route
-from sgl_router.gateway.replies import REQUEST_ID_HEADER, error_reply
+from sgl_router.gateway.handler import RequestHandler
+from sgl_router.gateway.own import OwnAnswer
+from sgl_router.gateway.replies import error_reply
+from sgl_router.gateway.routes import is_proxied
 from sgl_router.http1.head import END
 from sgl_router.http1.request import RequestEvent, RequestHead, RequestParser
 
@@ -56,34 +60,45 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_acting",
         "_clients",
         "_context",
         "_discarded",
-        "_events",
         "_exchange",
+        "_exchange_type",
         "_full",
+        "_heads",
         "_linger",
+        "_only",
         "_parser",
-        "_processing",
         "_request_open",
+        "_stillness",
         "_transport",
+        "_waiting",
         "reading",
     )
 
     reading: ReadGate
     _transport: asyncio.Transport
 
-    def __init__(self, context: GatewayContext, clients: Clients) -> None:
+    def __init__(
+        self, context: GatewayContext, clients: Clients, only: AsgiApp | None = None
+    ) -> None:
+        """`only`: answers everything that comes on this address; nothing is for an engine."""
         self._context = context
         self._clients = clients
+        self._only = only
+        self._exchange_type = exchange_type(context.settings)
         self._parser = RequestParser()
-        self._exchange: Exchange | LocalExchange | None = None
+        self._exchange: RequestHandler | None = None
+        self._heads = 0
+        self._stillness: Stillness | None = None
         self._request_open = False
         self._full = False
         self._linger: asyncio.TimerHandle | None = None
         self._discarded = 0
-        self._events: deque[RequestEvent] = deque()
-        self._processing = False
+        self._waiting: list[RequestEvent] = []
+        self._acting = False
 
     # ---- of asyncio
 
@@ -94,12 +109,15 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._linger is None:
-            self._events.extend(self._parser.feed(data))
-            self._process()
+            events = self._parser.feed(data)
+            if self._waiting:
+                self._waiting += events
+            else:
+                self._act(events)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clients.discard(self)
-        self._events.clear()
+        self._waiting.clear()
         if self._linger is not None:
             self._linger.cancel()
         exchange, self._exchange = self._exchange, None
@@ -108,17 +126,24 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._full = True
-        if self._exchange is not None:
-            self._exchange.pause_engine()
+        engine = self._exchange.engine_reading if self._exchange is not None else None
+        if engine is not None:
+            engine.hold(Hold.PEER_FULL)
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._exchange is not None:
-            self._exchange.resume_engine()
-        else:
-            self._process()
+        if self._exchange is None:
+            self._act_on_waiting()
+        elif self._exchange.engine_reading is not None:
+            self._exchange.engine_reading.release(Hold.PEER_FULL)
 
     # ---- of the exchange
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """The client's address and port."""
+        name = self._transport.get_extra_info("peername")
+        return (name[0], name[1]) if name else ("", 0)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -129,15 +154,46 @@ class ClientConnection(asyncio.Protocol):
         self._discarded = 0
         if not keep_alive or self._context.draining:
             self._close(linger=self._request_open)
-        elif not self._request_open:
-            self._process()
+        elif self._waiting and not self._acting:
+            self._act_on_waiting()
 
-    def cut_off(self) -> None:
+    def cut_off(self, *, reset: bool) -> None:
         """Close without the end of an answer, so that nobody takes it for complete."""
         self._exchange = None
+        if reset:
+            linger = struct.pack("ii", 1, 0)  # on, for no time at all
+            self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, linger)
         self._transport.abort()
 
     # ---- of the gateway
+
+    def check(self, now: float) -> None:
+        """Close a connection that is not used, on which the rest of a request does not come, or
+        of which the client does not take its last answer."""
+        if self._exchange is not None:
+            return
+        settings, mid_head = self._context.settings, self._parser.mid_message
+        unsent = self._transport.get_write_buffer_size()
+        if self._stillness is None:
+            self._stillness = Stillness(None, now)
+        still = self._stillness.lasts((self._heads, mid_head, unsent), now)
+        if unsent:
+            limit = settings.stream_idle_timeout or settings.request_timeout
+        elif self._linger is not None:
+            return
+        elif self._request_open:
+            limit = settings.body_timeout
+        else:
+            fresh = mid_head or not self._heads
+            limit = settings.head_timeout if fresh else settings.keep_alive_timeout
+        if still < limit:
+            return
+        if unsent:
+            self._transport.abort()
+        elif mid_head:
+            self._refuse(head_too_slow(limit))
+        else:
+            self._transport.close()
 
     def close_if_idle(self) -> None:
         """Close a connection that has no request on it."""
@@ -158,61 +214,83 @@ class ClientConnection(asyncio.Protocol):
 
     # ---- events
 
-    def _process(self) -> None:
-        """Act on the events that have come, up to the next request that must wait its turn."""
-        if self._processing:
-            return  # an exchange that was answered at once: the loop below goes on
-        self._processing = True
+    def _act(self, events: list[RequestEvent]) -> None:
+        """Act on events, up to the next request that must wait its turn."""
+        self._acting = True
         try:
-            self._act()
+            waiting = self._tell(events)
         except Exception:  # noqa: BLE001 (the outermost callback of everything a client causes)
             _log.exception("a request failed")
             self._transport.abort()
+            return
         finally:
-            self._processing = False
+            self._acting = False
+        if waiting:
+            self._waiting = waiting
+            self.reading.hold(Hold.PIPELINED)
 
-    def _act(self) -> None:
-        events = self._events
-        while events and self._linger is None and not self._transport.is_closing():
-            if not self._request_open and (self._exchange is not None or self._full):
-                self.reading.hold(Hold.PIPELINED)  # the next request waits its turn
-                return
-            event = events.popleft()
+    def _act_on_waiting(self) -> None:
+        """The next request's turn, where one has come."""
+        waiting, self._waiting = self._waiting, []
+        self.reading.release(Hold.PIPELINED)
+        if waiting:
+            self._act(waiting)
+
+    def _tell(self, events: list[RequestEvent]) -> list[RequestEvent] | None:
+        """Tell the exchange what came of its request; returns what must wait."""
+        body = b""
+        untold = False
+        for event in events:
             if type(event) is bytes:
-                self._on_body(event)
-            elif isinstance(event, RequestHead):
-                self._on_head(event)
+                body, untold = event, True
             elif event is END:
-                self._on_end()
+                self._request_open = untold = False
+                if self._exchange is not None:
+                    self._exchange.on_read(body, over=True)
+                body = b""
+            elif type(event) is RequestHead:
+                if self._exchange is not None or self._full:
+                    return events[events.index(event) :]
+                if self._linger is not None or self._transport.is_closing():
+                    return None
+                self._begin(event)
+                untold = True
             else:
                 assert isinstance(event, ProtocolError)
+                if untold:
+                    self._on_body(body)
+                if self._exchange is not None and not self._request_open:
+                    return [event]  # what is wrong comes after a request that has no answer yet
                 self._on_error(event)
-            if self._exchange is not None and (not events or not self._request_open):
-                self._exchange.on_read()
-        self.reading.release(Hold.PIPELINED)
+                return None
+        if untold:
+            self._on_body(body)
+        return None
 
-    def _on_head(self, head: RequestHead) -> None:
+    def _begin(self, head: RequestHead) -> None:
         self._request_open = True
-        kind: type[Exchange] | type[LocalExchange]
+        self._heads += 1
+        error: RequestError | None = None
         try:
-            kind = Exchange if route(head) is None else LocalExchange
-        except RequestError:
-            kind = LocalExchange  # answers with this very error
-        self._exchange = kind(self._context, self, head)
-        self._exchange.start()
+            proxied = self._only is None and is_proxied(head)
+        except RequestError as refusal:
+            proxied, error = False, refusal
+        exchange: RequestHandler
+        if proxied:
+            exchange = self._exchange_type(self._context, self, head)
+        else:
+            exchange = OwnAnswer(self._context, self, head, self._only or self._context.app, error)
+        self._exchange = exchange
+        exchange.start()
 
     def _on_body(self, data: bytes) -> None:
+        """A part of a body, which goes on."""
         if self._exchange is not None:
-            self._exchange.on_body(data)
+            self._exchange.on_read(data, over=False)
             return
         self._discarded += len(data)
         if self._discarded > DISCARD_BYTES:
             self._close(linger=True)
-
-    def _on_end(self) -> None:
-        self._request_open = False
-        if self._exchange is not None:
-            self._exchange.on_body_end()
 
     def _on_error(self, error: ProtocolError) -> None:
         if self._exchange is not None:
@@ -221,21 +299,26 @@ class ClientConnection(asyncio.Protocol):
         if self._request_open:  # it has been answered already
             self._close(linger=True)
             return
-        request_id = (REQUEST_ID_HEADER, self._context.new_request_id("").encode("ascii"))
-        refusal = RequestError(error.status, "bad_request", str(error))
-        self._transport.write(error_reply(refusal, request_id, keep_alive=False))
+        self._refuse(RequestError(error.status, "bad_request", str(error)))
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what is no request, and close."""
+        self._context.counters.count_error(error.code)
+        line = b"x-request-id: %b\r\n" % self._context.new_id("").encode("ascii")
+        self._transport.write(error_reply(error, line, keep_alive=False))
         self._close(linger=True)
 
     def _close(self, *, linger: bool) -> None:
         """Close once everything is written; `linger` where the client may still be sending."""
         if self._linger is not None or self._transport.is_closing():
             return
-        self._events.clear()
+        self._waiting.clear()
         if not linger:
             self._transport.close()
             return
         self._linger = self._context.loop.call_later(LINGER_SECS, self._lingered)
-        self._transport.write_eof()
+        if self._transport.can_write_eof():  # not over TLS
+            self._transport.write_eof()
         self.reading.release(Hold.PIPELINED)
 
     def _lingered(self) -> None:

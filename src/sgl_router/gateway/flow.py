@@ -12,26 +12,26 @@ class Hold:
 
 
 class ReadGate:
-    """Pauses a transport's reading while there is at least one reason to."""
+    """Pauses a transport's reading while there is at least one reason to.
 
-    __slots__ = ("_holds", "_transport")
+    Attributes:
+        held: the reasons, as bits.
+    """
+
+    __slots__ = ("_transport", "held")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._holds = 0
-
-    @property
-    def held(self) -> bool:
-        return self._holds != 0
+        self.held = 0
 
     def hold(self, reason: int) -> None:
-        if not self._holds and not self._transport.is_closing():
+        if not self.held and not self._transport.is_closing():
             self._transport.pause_reading()
-        self._holds |= reason
+        self.held |= reason
 
     def release(self, reason: int) -> None:
-        if not self._holds:
+        if not self.held:
             return
-        self._holds &= ~reason
-        if not self._holds and not self._transport.is_closing():
+        self.held &= ~reason
+        if not self.held and not self._transport.is_closing():
             self._transport.resume_reading()

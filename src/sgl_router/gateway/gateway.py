@@ -2,15 +2,12 @@
 
 import asyncio
 import logging
+import ssl
 from contextlib import suppress
 
-from sgl_router.core.dispatch import Dispatcher
-from sgl_router.core.health import HealthTable
-from sgl_router.gateway.checks import CheckSettings, HealthChecks
-from sgl_router.gateway.context import GatewayContext, GatewaySettings
+from sgl_router.gateway.context import AsgiApp, GatewayContext
 from sgl_router.gateway.downstream import ClientConnection, Clients
-from sgl_router.gateway.pool import IDLE_SECS, ConnectionPool
-from sgl_router.gateway.request_id import RequestIds
+from sgl_router.gateway.pool import IDLE_SECS
 
 _log = logging.getLogger(__name__)
 
@@ -20,80 +17,95 @@ SWEEP_SECS = 0.5
 BACKLOG = 4096
 """Connections that wait to be accepted; the kernel caps it at net.core.somaxconn."""
 
+LISTEN_WHILE_DRAINING_SECS = 10.0
+"""New connections are still served for this long after readiness has said that none should come:
+whoever asks for readiness does so every few seconds (Kubernetes: 10)."""
+
 
 class Gateway:
-    """Serves clients on one address.
+    """Serves clients on one address or several.
 
     Args:
-        dispatcher: decides where requests go.
-        health: told of what health checks and connections observe; None: workers stay as they are.
-        settings: limits.
-        checks: how workers are checked; of no use without `health`.
+        context: what all of them share.
+        clients: the connections that are open.
     """
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        health: HealthTable | None,
-        settings: GatewaySettings,
-        checks: CheckSettings,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._context = GatewayContext(
-            dispatcher, health, ConnectionPool(), settings, RequestIds().new, self._loop
-        )
-        self._clients = Clients()
-        self._checks = None
-        if health is not None:
-            self._checks = HealthChecks(dispatcher.registry, health, checks)
-        self._server: asyncio.Server | None = None
+    def __init__(self, context: GatewayContext, clients: Clients) -> None:
+        self._context = context
+        self._clients = clients
+        self._servers: list[asyncio.Server] = []
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port, which is chosen by the system where `port` is 0."""
-        self._server = await self._loop.create_server(
-            lambda: ClientConnection(self._context, self._clients), host, port, backlog=BACKLOG
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        only: AsgiApp | None = None,
+    ) -> int:
+        """Listen; returns the port, which is chosen by the system where `port` is 0.
+
+        `only`: answers everything that comes on this address; nothing is for an engine.
+        """
+        server = await self._context.loop.create_server(
+            lambda: ClientConnection(self._context, self._clients, only),
+            host,
+            port,
+            backlog=BACKLOG,
+            ssl=tls,
         )
-        if self._checks is not None:
-            self._checks.start()
-        self._expire()
-        bound: int = self._server.sockets[0].getsockname()[1]
+        self._servers.append(server)
+        if self._sweep is None:
+            self._expire()
+        bound: int = server.sockets[0].getsockname()[1]
         return bound
 
     async def stop(self, grace_secs: float) -> bool:
-        """Take no more connections, wait for the requests under way, then close.
+        """Serve what is under way, and close.
 
-        Returns False where some had to be cut off after `grace_secs`.
+        Readiness is taken back first; new connections are served as long as requests are under
+        way, for `LISTEN_WHILE_DRAINING_SECS` at most. Returns False where requests had to be cut
+        off after `grace_secs`.
         """
-        assert self._server is not None, "started before it is stopped"
-        self._context.draining = True
-        self._server.close()
-        for client in list(self._clients.connections):
-            client.close_if_idle()
-        complete = await self._clients_gone(grace_secs)
+        context = self._context
+        context.draining = True
+        self._close_idle()
+        complete = await self._drained(min(LISTEN_WHILE_DRAINING_SECS, grace_secs))
+        for server in self._servers:
+            server.close()
+        self._close_idle()
+        if not complete:
+            complete = await self._drained(grace_secs - LISTEN_WHILE_DRAINING_SECS)
         for client in list(self._clients.connections):
             client.abort()
-        if self._checks is not None:
-            await self._checks.stop()
         if self._sweep is not None:
             self._sweep.cancel()
-        self._context.pool.close_idle(before=self._context.clock())
+        context.pool.close_idle(before=context.clock())
         await asyncio.sleep(0)  # lets the connections that were closed say so
         return complete
 
-    async def _clients_gone(self, grace_secs: float) -> bool:
+    def _close_idle(self) -> None:
+        for client in list(self._clients.connections):
+            client.close_if_idle()
+
+    async def _drained(self, secs: float) -> bool:
         """Whether all connections were closed in time; each closes after its last request."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(grace_secs):
+            async with asyncio.timeout(max(secs, 0)):
                 await self._clients.empty.wait()
         return self._clients.empty.is_set()
 
     def _expire(self) -> None:
-        """End requests whose time is up and close connections that were idle for long."""
-        self._sweep = self._loop.call_later(SWEEP_SECS, self._expire)
-        now = self._context.clock()
-        self._context.pool.close_idle(before=now - IDLE_SECS)
+        """End what takes too long, and close what nobody uses."""
+        context = self._context
+        self._sweep = context.loop.call_later(SWEEP_SECS, self._expire)
+        now = context.clock()
+        context.pool.close_idle(before=now - IDLE_SECS)
+        context.dispatcher.expire()
+        if context.admission is not None:
+            context.admission.expire(now)
         for client in list(self._clients.connections):
             client.notice_departure()
-        for exchange in [e for e in self._context.exchanges if e.deadline <= now]:
-            exchange.expire()
+            client.check(now)
+        for request in list(context.requests):
+            request.check(now)

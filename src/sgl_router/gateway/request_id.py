@@ -1,6 +1,7 @@
 """Ids for requests that come without one."""
 
-import random
+import os
+from itertools import count
 
 # What sglang-router prepends, so that ids look alike behind either router.
 _PREFIXES = {
@@ -11,10 +12,11 @@ _PREFIXES = {
 
 
 class RequestIds:
-    """96 random bits each; unpredictable enough to be unique, not meant to be a secret."""
+    """64 random bits for the process, and a number; unique, not meant to be a secret."""
 
     def __init__(self) -> None:
-        self._random = random.Random()
+        self._process = os.urandom(8).hex()
+        self._next = count()
 
     def new(self, path: str) -> str:
-        return f"{_PREFIXES.get(path, 'req-')}{self._random.getrandbits(96):024x}"
+        return f"{_PREFIXES.get(path, 'req-')}{self._process}{next(self._next):08x}"

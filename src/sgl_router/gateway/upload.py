@@ -15,17 +15,16 @@ class Upload:
         replayable: whether it can be sent again from its beginning.
     """
 
-    __slots__ = ("_chunked", "_pieces", "_sent", "_terminated", "over", "received", "replayable")
+    received = 0
+    over = False
+    replayable = True
+    _sent = 0
+    _terminated = False
 
     def __init__(self, *, chunked: bool) -> None:
         """`chunked`: the engine is sent chunks, as the client sent them."""
         self._chunked = chunked
         self._pieces: list[bytes] = []
-        self._sent = 0
-        self._terminated = False
-        self.received = 0
-        self.over = False
-        self.replayable = True
 
     def add(self, data: bytes) -> None:
         self._pieces.append(data)
@@ -33,27 +32,28 @@ class Upload:
 
     def whole(self) -> bytes:
         """The body in one piece; it is then kept as one."""
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
+        pieces = self._pieces
+        if len(pieces) > 1:
+            self._pieces = pieces = [b"".join(pieces)]
+        return pieces[0] if pieces else b""
 
-    def rewind(self) -> None:
-        """Begin again, for another engine."""
+    def take_again(self) -> bytes:
+        """All that has come, framed for another engine, or the first one."""
         assert self.replayable, "what was forgotten cannot be sent again"
         self._sent = 0
         self._terminated = False
+        return self.take()
 
-    def take(self) -> list[bytes]:
+    def take(self) -> bytes:
         """What the engine has not been sent yet, framed for it."""
-        unsent = self._pieces[self._sent :]
-        self._sent = len(self._pieces)
-        if not self._chunked:
-            return unsent
-        parts = [chunk(piece) for piece in unsent]
-        if self.over and not self._terminated:
-            self._terminated = True
-            parts.append(LAST_CHUNK)
-        return parts
+        sent, self._sent = self._sent, len(self._pieces)
+        unsent = self._pieces[sent:] if sent else self._pieces
+        if self._chunked:
+            unsent = [chunk(piece) for piece in unsent]
+            if self.over and not self._terminated:
+                self._terminated = True
+                unsent.append(LAST_CHUNK)
+        return unsent[0] if len(unsent) == 1 else b"".join(unsent)
 
     def forget_sent(self) -> None:
         """Free what was sent of a body that is too large to be kept for another try."""

@@ -9,17 +9,24 @@ from sgl_router.errors import ProtocolError
 from sgl_router.gateway.flow import Hold, ReadGate
 from sgl_router.http1.response import ResponseEvent, ResponseParser
 
+JOINED_BYTES = 64 * 1024
+"""A body up to this size is written with its head: copying more costs more than a write."""
+
 
 class ResponseReceiver(Protocol):
     """What an engine connection tells of the exchange that is on it."""
-
-    client_reading: ReadGate
 
     def on_response(self, events: list[ResponseEvent]) -> None:
         """Events of the answer, as many as one read completed."""
 
     def on_engine_lost(self, events: list[ResponseEvent]) -> None:
         """The connection is closed, and these are the events that this completes."""
+
+    def hold_client(self) -> None:
+        """The engine takes no more at the moment."""
+
+    def release_client(self) -> None:
+        """The engine takes more again."""
 
 
 class EngineConnection(asyncio.Protocol):
@@ -57,20 +64,28 @@ class EngineConnection(asyncio.Protocol):
         self._parser = ResponseParser()
         self._receiver: ResponseReceiver | None = None
 
-    def begin(self, receiver: ResponseReceiver, *, head_request: bool) -> None:
-        """Put an exchange on this connection."""
+    def send(
+        self, receiver: ResponseReceiver, head: bytes, body: bytes, *, head_request: bool
+    ) -> None:
+        """Put an exchange on this connection: write a head, and what is there of its body."""
         assert self._receiver is None, "one exchange at a time"
         self._receiver = receiver
         self.heard = False
         if head_request:
             self._parser = ResponseParser(to_head_request=True)
+        if len(body) <= JOINED_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
 
     def end(self, now: float) -> None:
         """Take the exchange off; the connection can have another one."""
         self._receiver = None
         self.reused = True
         self.idle_since = now
-        self.reading.release(Hold.PEER_FULL)
+        if self.reading.held:
+            self.reading.release(Hold.PEER_FULL)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -88,6 +103,11 @@ class EngineConnection(asyncio.Protocol):
     def all_sent(self) -> bool:
         """Whether the engine has taken everything that was written."""
         return self._transport.get_write_buffer_size() == 0
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of its answer's body that have come."""
+        return self._parser.pieces
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
@@ -111,8 +131,8 @@ class EngineConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._receiver is not None:
-            self._receiver.client_reading.hold(Hold.PEER_FULL)
+            self._receiver.hold_client()
 
     def resume_writing(self) -> None:
         if self._receiver is not None:
-            self._receiver.client_reading.release(Hold.PEER_FULL)
+            self._receiver.release_client()

@@ -1,14 +1,21 @@
 """What request and response heads have in common: header fields and how a body is framed."""
 
-from collections.abc import Iterable
 from enum import Enum
 
-from sgl_router.errors import ProtocolError
+from sgl_router.http1.grammar import FIELD, FIELD_LINE, HOP_BY_HOP
+
+__all__ = ["END", "HOP_BY_HOP", "LAST_CHUNK", "MAX_HEAD_BYTES", "End", "Head", "Headers", "chunk"]
 
 Headers = list[tuple[bytes, bytes]]
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a whole head (aiohttp and nginx allow 8 to 32 KiB; long cookies and traces need more)."""
+
+MAX_HEADERS = 256
+"""Header lines of a head, or of trailers (hyper allows 100, aiohttp 128, Apache 100)."""
+
+SMALL_HEAD_BYTES = 4 * MAX_HEADERS
+"""No head of less can have too many lines: the shortest one is `a:` and CRLF."""
 
 
 class End(Enum):
@@ -19,138 +26,77 @@ class End(Enum):
 
 END = End.END
 
-# RFC 9110, section 7.6.1, and what is between two neighbours only. `Expect` is answered by the
-# router itself; `Host` is the engine's.
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"expect",
-        b"host",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-
-
-_CONTENT_LENGTH = b"content-length"
-_LOOKED_INTO = HOP_BY_HOP | {_CONTENT_LENGTH}
-_PLAIN_CONNECTION = frozenset({b"keep-alive", b"close"})
-
-
-class HeaderBlock:
-    """Header fields as they come in, sorted on the way: each is looked at once.
-
-    Attributes:
-        headers: name and value as they came, in order, repetitions kept.
-        fields: lower-case name -> value; of several the first.
-        lines: those that are passed on.
-        special: lower-case name and value of those that concern the router itself.
-        closed: whether what comes is dropped: trailers (RFC 9110, section 6.5.1).
-    """
-
-    __slots__ = ("closed", "fields", "headers", "lines", "special")
-
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self.clear()
-        for name, value in headers:
-            self.add(name, value)
-
-    def clear(self) -> None:
-        """Begin anew; what a head has taken over stays as it is."""
-        self.headers: Headers = []
-        self.fields: dict[bytes, bytes] = {}
-        self.lines: list[bytes] = []
-        self.special: list[tuple[bytes, bytes]] = []
-        self.closed = False
-
-    def add(self, name: bytes, value: bytes) -> None:
-        if self.closed:
-            return
-        lower = name.lower()
-        self.headers.append((name, value))
-        self.fields.setdefault(lower, value)
-        if lower in _LOOKED_INTO:
-            self.special.append((lower, value))
-            if lower != _CONTENT_LENGTH:
-                return
-        self.lines.append(b"%b: %b\r\n" % (name, value))
-
 
 class Head:
-    """The part before the body.
+    """The part before the body. Parsers make heads; nobody else does.
 
     Attributes:
-        headers: name and value as they came, in order, repetitions kept.
         content_length: of the body, or None where it is not given.
         chunked: whether the body is chunked.
         keep_alive: whether the connection can be used again after the body.
+        raw: all of it, as it came.
+        lines: the header lines that are passed on: not those between two neighbours.
     """
 
-    __slots__ = (
-        "_fields",
-        "_lines",
-        "_named",
-        "chunked",
-        "content_length",
-        "headers",
-        "keep_alive",
-    )
+    # Defaults stand in the class: a head that holds only what differs is made in half the time.
+    content_length: int | None = None
+    chunked: bool = False
+    keep_alive: bool = True
+    raw: bytes
+    lines: bytes
+    _folded: bytes | None = None
 
-    def __init__(self, block: HeaderBlock, *, keep_alive: bool) -> None:
-        """Raises ProtocolError where the framing is ambiguous (RFC 9112, section 6.3)."""
-        self.headers = block.headers
-        self._fields = block.fields
-        self._lines = block.lines
-        self._named: set[bytes] | None = None
-        self.keep_alive = keep_alive
-        self.content_length: int | None = None
-        self.chunked = False
-        for name, value in block.special:
-            if name == _CONTENT_LENGTH:
-                self._set_content_length(value)
-            elif name == b"transfer-encoding":
-                if value.lower() != b"chunked" or self.chunked:
-                    raise ProtocolError("only the transfer encoding chunked is supported")
-                self.chunked = True
-            elif name == b"connection" and value.lower() not in _PLAIN_CONNECTION:
-                tokens = {token.strip().lower() for token in value.split(b",")}
-                self._named = (self._named or set()) | tokens - {_CONTENT_LENGTH}
-        if self.chunked and self.content_length is not None:
-            raise ProtocolError("both Content-Length and Transfer-Encoding are given")
+    @property
+    def headers(self) -> Headers:
+        """Name and value of each header as it came, in order, repetitions kept."""
+        return fields(self.raw.partition(b"\r\n")[2])
 
     def get(self, name: bytes) -> bytes | None:
         """A header's value, by its lower-case name; of several the first."""
-        return self._fields.get(name)
+        folded = self._folded
+        if folded is None:
+            folded = self._folded = self.raw.lower()
+        if name not in folded:
+            return None
+        line = folded.find(b"\n%b:" % name)
+        return None if line < 0 else self._value(folded, line + len(name) + 2)
 
-    def end_to_end(self, besides: frozenset[bytes] = frozenset()) -> bytes:
-        """The lines of the headers that are passed on.
+    def _value(self, folded: bytes, start: int) -> bytes:
+        return self.raw[start : folded.index(b"\r", start)].strip(b" \t")
 
-        Dropped are those between two neighbours, and those that `besides` names in lower case.
+    def join(self, left_out: bytes, more: bytes, length: bytes | None) -> bool:
+        """Set what the line `left_out` of a usual head says, and `more` lines, with this length.
+
+        False: how the body is framed has been said already; the head must be taken apart.
         """
-        if self._named is None and not besides:
-            return b"".join(self._lines)
-        dropped = HOP_BY_HOP | (self._named or set()) | besides
-        kept = [header for header in self.headers if header[0].lower() not in dropped]
-        return b"".join([b"%b: %b\r\n" % header for header in kept])
+        chunked = left_out[:1] in b"Tt"
+        if (chunked or self.content_length is not None) and length is not None:
+            return False
+        self.lines += more
+        if chunked:
+            self.chunked = True
+            return self.content_length is None
+        if length is not None:
+            self.content_length = int(length)
+        if left_out[-5:].lower() == b"close":
+            self.keep_alive = False
+        return True
 
-    def _set_content_length(self, value: bytes) -> None:
-        if self.content_length is not None:
-            raise ProtocolError("Content-Length is given more than once")
-        if not value.isdigit() or len(value) > 18:
-            raise ProtocolError("Content-Length is not a number")
-        self.content_length = int(value)
+
+def within_limits(data: bytes, pos: int, end: int) -> bool:
+    """Whether a head that is not a small one is not too large either."""
+    return end - pos <= MAX_HEAD_BYTES and data.count(b"\n", pos, end) <= MAX_HEADERS + 2
 
 
-def head_size(headers: Headers) -> int:
-    """The header lines' bytes, without optional white space."""
-    return sum(len(name) + len(value) for name, value in headers) + 4 * len(headers)
+def fields(block: bytes) -> Headers:
+    """Name and value of each of these lines, which must be right."""
+    return [(name, value.rstrip(b" \t")) for _, name, value in FIELD.findall(block)]
+
+
+def without(block: bytes, names: frozenset[bytes]) -> bytes:
+    """These lines but for those of the given lower-case names."""
+    lines: list[bytes] = FIELD_LINE.findall(block)
+    return b"".join([line for line in lines if line.partition(b":")[0].lower() not in names])
 
 
 LAST_CHUNK = b"0\r\n\r\n"

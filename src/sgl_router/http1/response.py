@@ -1,11 +1,19 @@
 """Responses: parsed from engines, encoded for clients."""
 
+import re
 from http import HTTPStatus
 
-import httptools
-
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.head import END, MAX_HEAD_BYTES, End, Head, HeaderBlock, head_size
+from sgl_router.http1.body import ChunkedBody, EndlessBody, LengthBody
+from sgl_router.http1.framing import FRAMING, take_apart
+from sgl_router.http1.grammar import ANY_RESPONSE, STATUS_LINE, USUAL_RESPONSE
+from sgl_router.http1.head import END, SMALL_HEAD_BYTES, End, Head, within_limits, without
+from sgl_router.http1.lines import Lines
+
+MAX_INTERIM_ANSWERS = 32
+"""Informational answers before the answer; engines send one or none."""
+
+_WHOSE = "the engine's answer"
 
 
 class ResponseHead(Head):
@@ -18,145 +26,233 @@ class ResponseHead(Head):
         no_body: whether there is no body, whatever the headers say.
     """
 
-    __slots__ = ("no_body", "reason", "status", "until_close")
-
-    def __init__(
-        self, status: int, reason: bytes, block: HeaderBlock, *, keep_alive: bool, no_body: bool
-    ) -> None:
-        super().__init__(block, keep_alive=keep_alive)
-        self.status = status
-        self.reason = reason
-        self.no_body = no_body
-        self.until_close = not (no_body or self.chunked or self.content_length is not None)
+    status: int
+    reason: bytes
+    until_close: bool = False
+    no_body: bool = False
 
 
-_CONTENT_LENGTH = frozenset({b"content-length"})
-
+Body = LengthBody | ChunkedBody | EndlessBody
 ResponseEvent = ResponseHead | bytes | End | ProtocolError
 
 
 class ResponseParser:
     """Turns an engine's bytes into events. Informational responses are passed over."""
 
+    __slots__ = (
+        *("_body", "_closed", "_fresh", "_interim", "_lines", "_pieces", "_to_head_request"),
+    )
+
     def __init__(self, *, to_head_request: bool = False) -> None:
         """`to_head_request`: the answer has no body, and nothing may be fed after it."""
-        self._block = HeaderBlock()
-        self.on_header = self._block.add  # called by httptools, as are the other callbacks
-        self._parser = httptools.HttpResponseParser(self)
-        self._events: list[ResponseEvent] = []
+        self._fresh = True  # the next byte is the first one of a head
+        self._closed = False  # the last answer was to be the last
+        self._pieces = 0  # of an answer that has ended
         self._to_head_request = to_head_request
-        self._reason = b""
-        self._head: ResponseHead | None = None
-        self._silent_bytes = 0
-        self._head_may_have = 0
-        self._informational = False
+        self._body: Body | None = None
+        self._lines: Lines | None = None  # a head that has come in part
+        self._interim = 0
+
+    @property
+    def pieces(self) -> int:
+        """Of the last answer's body so far: its chunks where it is chunked, else reads."""
+        return self._pieces if self._body is None else self._body.pieces
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
-        """What `data` completes; a ProtocolError comes last, and nothing may be fed after it."""
-        events: list[ResponseEvent] = []
-        self._events = events
-        self._head_may_have = self._silent_bytes + len(data)
+        """What `data` completes; a ProtocolError comes last, and nothing may be fed after it.
+
+        What `data` holds of the body's content is one event, however many chunks it came in.
+        """
+        if self._body is not None:
+            content, end, wrong = self._body.read(data, 0)
+            if end < 0 and wrong is None:
+                return [content] if content else []
+            return self._last(None, content, data, end, wrong)
+        head = None
+        pos = 0
+        if self._fresh and (match := USUAL_RESPONSE.match(data)) is not None:
+            pos = match.end()
+            if pos < SMALL_HEAD_BYTES or within_limits(data, 0, pos):
+                head = _usual_head(match)
+                if head is not None and head.status == 200 and head.keep_alive:
+                    length = head.content_length
+                    if length and pos + length == len(data) and not self._to_head_request:
+                        self._pieces = 1  # one answer and no more, as most are
+                        return [head, data[pos:], END]
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            events.append(ProtocolError("the engine switched protocols unasked"))
-        except httptools.HttpParserError as error:
-            context = error.__context__
-            events.append(
-                context
-                if isinstance(context, ProtocolError)
-                else ProtocolError(f"the engine's answer is not HTTP/1.1: {error}")
-            )
-        # What makes no event is kept by the parser: a head, a trailer, a chunk extension.
-        self._silent_bytes = 0 if events else self._silent_bytes + len(data)
-        if self._silent_bytes > MAX_HEAD_BYTES:
-            events.append(_head_too_large())
-        if self._to_head_request and END in events:
-            del events[events.index(END) + 1 :]
-        return events
+            if head is None:
+                head, pos = self._gather_head(data, 0)
+            while head is not None:
+                if head.status >= 200:
+                    return self._begin(head, data, pos)
+                self._pass_over(head.status)
+                head, pos = self._gather_head(data, pos)
+        except ProtocolError as error:
+            return [error]
+        return []
 
     def feed_eof(self) -> list[ResponseEvent]:
         """What the end of the connection completes: a body that lasts until then, or nothing."""
-        head = self._head
-        if head is not None and head.until_close:
-            self._head = None
+        if isinstance(self._body, EndlessBody):
+            self._pieces = self._body.pieces
+            self._body = None
             return [END]
         return [ProtocolError("the engine closed the connection before its answer's end")]
 
-    def on_message_begin(self) -> None:
-        if self._events and self._events[-1] is END:
-            # It came with the end of the answer before it, so that no request can have asked
-            # for it; left in the parser, it would begin the next exchange's answer.
-            raise ProtocolError("bytes follow the end of the engine's answer")
-        self._reason = b""
-        self._block.clear()
-        self._head = None
+    def _begin(self, head: ResponseHead, data: bytes, pos: int) -> list[ResponseEvent]:
+        """The answer that `head` begins, as far as `data` has it."""
+        self._interim = self._pieces = 0
+        self._closed = not head.keep_alive
+        self._fresh = head.keep_alive
+        length = head.content_length
+        if self._to_head_request:  # what comes with it nobody has asked for
+            head.no_body = True
+            return [head, END]
+        if head.status in (204, 304):
+            head.no_body = True
+            return self._last(head, b"", data, pos, None)
+        if length is not None:
+            end = pos + length
+            if end <= len(data):
+                self._pieces = 1 if length else 0
+                return self._last(head, data[pos:end], data, end, None)
+            self._body = LengthBody(length)
+        elif head.chunked:
+            self._body = ChunkedBody(_WHOSE)
+        else:
+            head.until_close = True
+            head.keep_alive = False
+            self._body = EndlessBody()
+        if pos == len(data):
+            return [head]
+        content, end, wrong = self._body.read(data, pos)
+        if end < 0 and wrong is None:
+            return [head, content] if content else [head]
+        return self._last(head, content, data, end, wrong)
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
+    def _last(
+        self,
+        head: ResponseHead | None,
+        content: bytes,
+        data: bytes,
+        end: int,
+        wrong: ProtocolError | None,
+    ) -> list[ResponseEvent]:
+        """The last events of an answer, which ends at `end` of `data` or with what is wrong."""
+        events: list[ResponseEvent] = [] if head is None else [head]
+        if content:
+            events.append(content)
+        if wrong is not None:
+            events.append(wrong)
+            return events
+        if self._body is not None:
+            self._pieces = self._body.pieces
+            self._body = None
+        events.append(END)
+        if end < len(data):
+            # No request can have asked for it; left in the parser, it would begin the answer of
+            # the next exchange.
+            events.append(ProtocolError("bytes follow the end of the engine's answer"))
+        return events
 
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        block = self._block
-        status = parser.get_status_code()
-        if self._head_may_have > MAX_HEAD_BYTES and head_size(block.headers) > MAX_HEAD_BYTES:
-            raise _head_too_large()
-        if status < 100:
-            raise ProtocolError(f"{status:03} is not a status")
-        self._informational = status < 200
-        if self._informational:
-            return
-        block.closed = True
-        self._head = ResponseHead(
-            status,
-            self._reason,
-            block,
-            keep_alive=parser.should_keep_alive(),
-            no_body=self._to_head_request or status in (204, 304),
-        )
-        self._events.append(self._head)
-        if self._to_head_request:
-            self._events.append(END)
+    def _pass_over(self, status: int) -> None:
+        """An informational answer, which nobody but a neighbour is told of (RFC 9110, 15.2)."""
+        if status == 101:
+            raise ProtocolError("the engine switched protocols unasked")
+        self._interim += 1
+        if self._interim > MAX_INTERIM_ANSWERS:
+            raise ProtocolError(f"the engine sent more than {MAX_INTERIM_ANSWERS} interim answers")
 
-    def on_body(self, body: bytes) -> None:
-        self._events.append(body)
+    def _gather_head(self, data: bytes, pos: int) -> tuple[ResponseHead | None, int]:
+        """A head that comes in pieces or is not a usual one, and where it ends in `data`; None
+        and where `data` ends if it is not complete."""
+        lines = self._lines
+        if lines is None:
+            if pos == len(data):
+                return None, pos
+            if self._closed:
+                raise ProtocolError("bytes follow an answer that closes the connection")
+            match = ANY_RESPONSE.match(data, pos)
+            if match is not None and within_limits(data, pos, match.end()):
+                return _unusual_head(match), match.end()
+            self._fresh = False
+            lines = self._lines = Lines(f"the head of {_WHOSE}", check_status_line, b"HTTP/1.")
+        end = lines.feed(data, pos)
+        if end < 0:
+            return None, len(data)
+        self._lines = None
+        raw = bytes(lines.block)
+        usual = USUAL_RESPONSE.match(raw)
+        head = None if usual is None else _usual_head(usual)
+        if head is None:
+            match = ANY_RESPONSE.match(raw)
+            assert match is not None, "its lines have been checked"
+            head = _unusual_head(match)
+        return head, end
 
-    def on_message_complete(self) -> None:
-        self._head = None
-        if not self._informational:
-            self._events.append(END)
+
+def check_status_line(line: bytes) -> None:
+    """Raises ProtocolError for a first line that begins no answer."""
+    if not STATUS_LINE.fullmatch(line):
+        raise ProtocolError(f"{line[:60]!r} is not a status line: HTTP/1.1 200 OK")
 
 
-def _head_too_large() -> ProtocolError:
-    return ProtocolError(
-        f"the engine's answer has a head, or trailers, of more than {MAX_HEAD_BYTES:,} bytes"
-    )
+def _usual_head(match: re.Match[bytes]) -> ResponseHead | None:
+    """The head that matched, or None where it must be taken apart."""
+    status, reason, lines, length, left_out, more, length2 = match.groups()
+    head = ResponseHead()
+    head.status = int(status)
+    head.reason = reason or b""
+    head.raw = match[0]
+    head.lines = lines
+    if length is not None:
+        head.content_length = int(length)
+    if left_out is not None and not head.join(left_out, more, length2):
+        return None
+    return head
+
+
+def _unusual_head(match: re.Match[bytes]) -> ResponseHead:
+    """Any head that matched, taken apart line by line. Raises ProtocolError."""
+    version, status, reason, block = match.groups()
+    head = ResponseHead()
+    head.status = int(status)
+    head.reason = reason or b""
+    head.raw = match[0]
+    if head.status >= 200:  # nothing is done with an informational one
+        take_apart(head, block, http10=version == b"1.0")
+    return head
+
+
+# What is said of the connection where it is not the default of the client's version (RFC 9112,
+# section 9.3), by `to_http10, keep_alive`.
+_CONNECTION = {
+    (False, True): b"",
+    (False, False): b"Connection: close\r\n",
+    (True, True): b"Connection: keep-alive\r\n",
+    (True, False): b"Connection: close\r\n",
+}
 
 
 def encode_response_head(
-    head: ResponseHead, *, to_http10: bool, keep_alive: bool, extra: list[tuple[bytes, bytes]]
+    head: ResponseHead, *, to_http10: bool, keep_alive: bool, added: bytes = b""
 ) -> tuple[bytes, bool]:
     """The head as it is sent to a client, and whether the body must be sent in chunks.
 
     A body of unknown length is chunked for HTTP/1.1 clients and ends with the connection for
-    HTTP/1.0 ones; for those `keep_alive` must be False.
+    HTTP/1.0 ones; for those `keep_alive` must be False. `added` are whole header lines.
     """
-    # 204 must not be framed (RFC 9110, section 8.6; RFC 9112, section 6.1).
-    framed = head.status != 204
-    lines = [
-        b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason),
-        head.end_to_end() if framed else head.end_to_end(besides=_CONTENT_LENGTH),
-    ]
-    lines.extend([b"%b: %b\r\n" % pair for pair in extra])
-    chunked = framed and (head.chunked or head.until_close) and not to_http10
-    if chunked:
-        lines.append(b"Transfer-Encoding: chunked\r\n")
-    if not keep_alive:
-        lines.append(b"Connection: close\r\n")
-    elif to_http10:
-        lines.append(b"Connection: keep-alive\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines), chunked and not head.no_body
+    lines = head.lines
+    chunked = (head.chunked or head.until_close) and not to_http10
+    if head.status == 204:  # must not be framed (RFC 9110, section 8.6; RFC 9112, section 6.1)
+        lines = without(lines, FRAMING)
+        chunked = False
+    coding = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+    connection = _CONNECTION[to_http10, keep_alive]
+    encoded = b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
+        *(head.status, head.reason, lines, added, coding, connection),
+    )
+    return encoded, chunked and not head.no_body
 
 
 def encode_response(
@@ -165,18 +261,16 @@ def encode_response(
     *,
     content_type: bytes = b"application/json",
     keep_alive: bool = True,
-    extra: list[tuple[bytes, bytes]] | None = None,
+    added: bytes = b"",
     with_body: bool = True,
+    to_http10: bool = False,
 ) -> bytes:
-    """A whole response of the router's own; `with_body=False` answers a HEAD request."""
-    lines = [
-        b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode("ascii")),
-        b"Content-Type: %b\r\nContent-Length: %d\r\n" % (content_type, len(body)),
-    ]
-    lines.extend([b"%b: %b\r\n" % pair for pair in extra or []])
-    if not keep_alive:
-        lines.append(b"Connection: close\r\n")
-    lines.append(b"\r\n")
-    if with_body:
-        lines.append(body)
-    return b"".join(lines)
+    """A whole response of the router's own; `with_body=False` answers a HEAD request.
+
+    `added` are whole header lines.
+    """
+    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+        *(status, HTTPStatus(status).phrase.encode("ascii"), content_type, len(body), added),
+        _CONNECTION[to_http10, keep_alive],
+        body if with_body else b"",
+    )

@@ -1,14 +1,21 @@
 """The built-in policies.
 
-Each is a function of the workers and of the decision's 53 bits of entropy; none draws randomness
-of its own, so that a recorded decision can be replayed.
+Each is a function of the workers, the request, the time and the decision's 53 bits of entropy, and
+of what it remembers of the decisions before; none has a clock or randomness of its own, so that
+recorded decisions can be replayed.
 """
-
-from bisect import bisect_right
 
 from sgl_router.core.policy import Policy
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
+from sgl_router.core.worker import EngineMetrics, Worker
+from sgl_router.policies.cache_aware import CacheAware
+from sgl_router.policies.hashing import ConsistentHashing, PrefixHash
+from sgl_router.policies.least_load import LeastLoad
+from sgl_router.policies.manual import Manual
+from sgl_router.policies.pools import two_of
+from sgl_router.policies.round_robin import RoundRobin
+from sgl_router.policies.waiting import REQUEST_TOKENS, is_fresh, kv_tokens
 
 
 class Random(Policy):
@@ -20,56 +27,40 @@ class Random(Policy):
         return workers.eligible[request.entropy % len(workers.eligible)]
 
 
-class RoundRobin(Policy):
-    """The next eligible worker in the pool's order.
-
-    It remembers the worker, not a count, so that a worker that goes or returns makes nobody's
-    turn come twice.
-    """
-
-    name = "round_robin"
-
-    def __init__(self) -> None:
-        self._last = -1
-
-    def select_worker(self, workers: WorkerView, request: RequestView) -> int:
-        eligible = workers.eligible
-        self._last = eligible[bisect_right(eligible, self._last) % len(eligible)]
-        return self._last
-
-
 class PowerOfTwo(Policy):
-    """The less loaded of two different random workers (Mitzenmacher 2001); the first on a tie."""
+    """The less loaded of two different random workers (Mitzenmacher 2001); the first on a tie.
+
+    Where both have fresh metrics, because something else in the router had them polled, the one
+    with the lower expected wait (`policies/waiting.py`). It asks for nothing itself, so that bodies
+    are passed on as they arrive: the requests in flight stand for the tokens sent since.
+    """
 
     name = "power_of_two"
 
     def select_worker(self, workers: WorkerView, request: RequestView) -> int:
-        eligible = workers.eligible
-        count = len(eligible)
-        rest, first = divmod(request.entropy, count)
-        if count == 1:
-            return eligible[0]
-        second = rest % (count - 1)
-        second += second >= first  # skips `first`, so that the two differ
-        one, other = eligible[first], eligible[second]
-        return other if workers[other].load < workers[one].load else one
+        first, second = two_of(workers.eligible, request.entropy)
+        one, other = workers[first], workers[second]
+        if (
+            (metrics := one.metrics) is not None
+            and (others := other.metrics) is not None
+            and is_fresh(metrics, request.now_ms)
+            and is_fresh(others, request.now_ms)
+        ):
+            return second if _wait(other, others) < _wait(one, metrics) else first
+        return second if other.load < one.load else first
 
 
-class LeastLoad(Policy):
-    """The worker with the fewest requests in flight, a random one among equals."""
-
-    name = "least_load"
-
-    def select_worker(self, workers: WorkerView, request: RequestView) -> int:
-        loads = [workers[i].load for i in workers.eligible]
-        least = min(loads)
-        ties = loads.count(least)
-        if ties == 1:
-            return workers.eligible[loads.index(least)]
-        at = -1
-        for _ in range(request.entropy % ties + 1):
-            at = loads.index(least, at + 1)
-        return workers.eligible[at]
+def _wait(worker: Worker, metrics: EngineMetrics) -> float:
+    return (metrics.queued + worker.load) * REQUEST_TOKENS + kv_tokens(metrics)
 
 
-BUILTIN_POLICIES: tuple[type[Policy], ...] = (Random, RoundRobin, PowerOfTwo, LeastLoad)
+BUILTIN_POLICIES: tuple[type[Policy], ...] = (
+    Random,
+    RoundRobin,
+    PowerOfTwo,
+    LeastLoad,
+    CacheAware,
+    ConsistentHashing,
+    PrefixHash,
+    Manual,
+)

@@ -1,10 +1,15 @@
 """`PolicyFactory`: policies by name, built in or plugged in."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from sgl_router.core.policy import Policy
 from sgl_router.policies.builtin import BUILTIN_POLICIES
+from sgl_router.policies.cache_aware import CacheAware
+from sgl_router.policies.manual import Manual
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.registry import WasmPolicyRegistry
 
@@ -17,12 +22,39 @@ def shipped_plugins() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.wasm"))}
 
 
-class PolicyFactory:
-    """Loads, lists and unloads plugins, and makes policies by name."""
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """The settings of the built-in policies that have any (defaults: sglang-router's).
 
-    def __init__(self) -> None:
-        self._builtin = {policy.name: policy for policy in BUILTIN_POLICIES}
+    Attributes:
+        cache_threshold, balance_abs_threshold, balance_rel_threshold: of `CacheAware`.
+        max_idle_secs: of `Manual`.
+    """
+
+    cache_threshold: float = 0.3
+    balance_abs_threshold: float = 64
+    balance_rel_threshold: float = 1.5
+    max_idle_secs: float = 14_400.0
+
+
+class PolicyFactory:
+    """Loads, lists and unloads plugins, and makes policies by name.
+
+    Args:
+        options: the built-in policies' settings.
+    """
+
+    def __init__(self, options: PolicyOptions | None = None) -> None:
+        options = options or PolicyOptions()
+        self._builtin: dict[str, Callable[[], Policy]] = {p.name: p for p in BUILTIN_POLICIES}
         assert len(self._builtin) == len(BUILTIN_POLICIES), "no two built-ins share a name"
+        self._builtin[CacheAware.name] = partial(
+            CacheAware,
+            options.cache_threshold,
+            options.balance_abs_threshold,
+            options.balance_rel_threshold,
+        )
+        self._builtin[Manual.name] = partial(Manual, options.max_idle_secs)
         self._wasm = WasmPolicyRegistry(reserved_names=self._builtin)
 
     async def load_wasm_plugin(self, config: WasmPolicyConfig) -> None:

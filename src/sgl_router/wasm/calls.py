@@ -1,84 +1,84 @@
 """Calls into a guest through wasmtime's C API.
 
 wasmtime's Python classes look up a function's type and wrap each value anew for every call, which
-costs more than the decision itself. Here everything that does not change is prepared once; a call
-writes its arguments into a buffer of its own and makes one foreign call. That call releases the
-GIL, so that the clock goes on ticking while a guest runs; calls that only read or set a number
-keep it, since each release is a chance to lose it to another thread for much longer than they take.
+costs more than the decision itself. Here everything that does not change is prepared once, down to
+the arguments as ctypes passes them; a call writes its parameters into a buffer of its own and makes
+one foreign call. That call releases the GIL, so that other threads go on while a guest runs; calls
+that only read or set a number keep it, since each release is a chance to lose it to another thread
+for much longer than they take.
 
 The functions and their argument layouts are those of wasmtime's `func.h`, `memory.h` and
 `store.h`; values of type i32 stand in the low four bytes of the 16-byte `wasmtime_val_raw_t`.
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import wasmtime
 from wasmtime import _ffi
 
 _WORDS_PER_VALUE = 4  # of 32 bits, in one wasmtime_val_raw_t
-_MAX_VALUES = 2  # no function of the contract has more parameters, or more results
-
+_WRITABLE = ctypes.c_int.from_param(0x200)  # PyBUF_WRITE
 
 _releasing = _ffi.dll
 _keeping = ctypes.PyDLL(_ffi.dll._name, handle=_ffi.dll._handle)
 _POINTER = ctypes.c_void_p
 
 
-def _c_function(
-    library: ctypes.CDLL, name: str, result: type | None, *arguments: type
-) -> "ctypes._NamedFuncPointer":
-    """A function of wasmtime's library with types of our own; the library decides on the GIL."""
-    function = library[name]  # a new object, so that these types are not wasmtime's own
+def _c_function(library: ctypes.CDLL, name: str, result: type | None) -> "ctypes._NamedFuncPointer":
+    """A function of wasmtime's library with a result type of our own.
+
+    The library decides on the GIL. It is called with prepared arguments only: without declared
+    types ctypes takes them as they are, and would cut a plain number to 32 bits.
+    """
+    function = library[name]  # a new object, so that its result type is not wasmtime's own
     function.restype = result
-    function.argtypes = arguments
     return function
 
 
-_call = _c_function(
-    _releasing,
-    "wasmtime_func_call_unchecked",
-    *(_POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_size_t, _POINTER),
-)
-_set_deadline = _c_function(
-    _keeping, "wasmtime_context_set_epoch_deadline", None, _POINTER, ctypes.c_uint64
-)
-_memory_data = _c_function(_keeping, "wasmtime_memory_data", _POINTER, _POINTER, _POINTER)
-_memory_size = _c_function(
-    _keeping, "wasmtime_memory_data_size", ctypes.c_size_t, _POINTER, _POINTER
-)
+_call = _c_function(_releasing, "wasmtime_func_call_unchecked", _POINTER)
+_set_deadline = _c_function(_keeping, "wasmtime_context_set_epoch_deadline", None)
+_memory_view = _c_function(ctypes.pythonapi, "PyMemoryView_FromMemory", ctypes.py_object)
 
 
-def _context_of(store: wasmtime.Store) -> int:
-    address = ctypes.cast(store._context(), _POINTER).value
-    assert address is not None, "an open store has a context"
-    return address
+def _pointer(address: int) -> object:
+    """An address as a prepared argument."""
+    return _POINTER.from_param(address)
+
+
+def _context_of(store: wasmtime.Store) -> object:
+    return _pointer(ctypes.addressof(store._context().contents))
 
 
 class GuestFunction:
-    """An exported function whose parameters and results are all i32, at most two of each."""
+    """An exported function of at most one parameter and one result, both i32."""
+
+    __slots__ = ("_arguments", "_keep", "_trap", "_value")
 
     def __init__(self, store: wasmtime.Store, function: wasmtime.Func) -> None:
         self._keep = (store, function)
-        self._context = _context_of(store)
-        self._function = ctypes.addressof(function._func)
-        self._values = (ctypes.c_uint32 * (_WORDS_PER_VALUE * _MAX_VALUES))()
-        self._values_at = ctypes.addressof(self._values)
+        self._value = (ctypes.c_uint32 * _WORDS_PER_VALUE)()
         self._trap = _POINTER()
-        self._trap_at = ctypes.addressof(self._trap)
+        self._arguments = (
+            _context_of(store),
+            _pointer(ctypes.addressof(function._func)),
+            _pointer(ctypes.addressof(self._value)),
+            ctypes.c_size_t.from_param(1),
+            _pointer(ctypes.addressof(self._trap)),
+        )
 
-    def __call__(self, first: int = 0, second: int = 0) -> int:
-        """The first result, unsigned; meaningless where the function has none.
+    def call(self, parameter: int = 0) -> int:
+        """The result, unsigned; meaningless where the function has none.
 
         Raises wasmtime.Trap or wasmtime.WasmtimeError.
         """
-        values = self._values
-        values[0] = first
-        values[_WORDS_PER_VALUE] = second
-        error = _call(self._context, self._function, self._values_at, _MAX_VALUES, self._trap_at)
-        if error is not None or self._trap.value is not None:
+        value = self._value
+        value[0] = parameter
+        error = _call(*self._arguments)
+        if error is not None or self._trap:
             self._raise(error)
-        return values[0]
+        return value[0]
 
     def _raise(self, error: int | None) -> None:
         """Take over what came back, so that it is freed with the exception."""
@@ -92,50 +92,48 @@ class GuestFunction:
 
 
 class GuestMemory:
-    """An exported memory. Its address changes when it grows: ask anew after each call."""
+    """An exported memory that grows only when the host makes it.
+
+    Attributes:
+        memory: wasmtime's object.
+        bytes: all of it, as it was at the last look; not to be used without this object.
+    """
+
+    __slots__ = ("_store", "bytes", "memory")
 
     def __init__(self, store: wasmtime.Store, memory: wasmtime.Memory) -> None:
-        self._keep = (store, memory)
-        self._context = _context_of(store)
-        self._memory = ctypes.addressof(memory._memory)
+        self._store = store
+        self.memory = memory
+        self.bytes = self.look()
 
-    def size(self) -> int:
-        """Its bytes."""
-        size: int = _memory_size(self._context, self._memory)
-        return size
-
-    def write(self, at: int, data: bytes) -> None:
-        """Copy `data` to offset `at`; the caller has checked that it fits."""
-        ctypes.memmove(_memory_data(self._context, self._memory) + at, data, len(data))
-
-    def read(self, at: int, size: int) -> bytes:
-        """Copy `size` bytes from offset `at`; the caller has checked that they are there."""
-        return ctypes.string_at(_memory_data(self._context, self._memory) + at, size)
+    def look(self) -> memoryview:
+        """All of it as it is now: it can have moved when it has grown."""
+        address = ctypes.addressof(self.memory.data_ptr(self._store).contents)
+        size = ctypes.c_ssize_t.from_param(self.memory.data_len(self._store))
+        self.bytes = _memory_view(_pointer(address), size, _WRITABLE)
+        return self.bytes
 
 
-class GuestDeadline:
-    """Sets when a store's calls are stopped."""
+def deadline_setter(store: wasmtime.Store, ticks: int) -> Callable[[], None]:
+    """What stops the store's calls after `ticks` of the engine's epoch from when it is called.
 
-    def __init__(self, store: wasmtime.Store) -> None:
-        self._keep = store
-        self._context = _context_of(store)
-
-    def set(self, ticks: int) -> None:
-        """Stop what runs after `ticks` of the engine's epoch from now; 0 stops it at once."""
-        _set_deadline(self._context, ticks)
+    0 stops what is called next at once. What runs already goes by the deadline it was entered with.
+    It does not keep the store, which must outlive it.
+    """
+    return partial(_set_deadline, _context_of(store), ctypes.c_uint64.from_param(ticks))
 
 
 def guest_function(
     store: wasmtime.Store, exports: Mapping[str, object], name: str
-) -> GuestFunction:
-    """The exported function of that name."""
+) -> Callable[..., int]:
+    """The exported function of that name: `GuestFunction.call`."""
     function = exports[name]
     assert isinstance(function, wasmtime.Func), "checked when the module was read"
-    return GuestFunction(store, function)
+    return GuestFunction(store, function).call
 
 
-def guest_memory(store: wasmtime.Store, exports: Mapping[str, object]) -> GuestMemory:
-    """The exported memory."""
-    memory = exports["memory"]
+def guest_memory(store: wasmtime.Store, exports: Mapping[str, object], name: str) -> GuestMemory:
+    """The exported memory of that name."""
+    memory = exports[name]
     assert isinstance(memory, wasmtime.Memory), "checked when the module was read"
     return GuestMemory(store, memory)

@@ -17,6 +17,7 @@ import ctypes
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import wasmtime
@@ -30,6 +31,8 @@ PARK_AFTER_SECS = 35.0
 
 LOOK_SECS = 1.0
 """How often the watching thread looks, and how late it finds a call that should have ended."""
+
+NEVER = float("inf")
 
 _CLOCK_MONOTONIC = 1
 _SIGEV_THREAD = 2
@@ -59,10 +62,42 @@ class _TimerSpec(ctypes.Structure):
     )
 
 
+class CallTime:
+    """When the calls that one user of the clock makes, one after the other, should end.
+
+    Attributes:
+        limit_ms: how long each may take.
+        ends_at: the end of the one under way, by `time.monotonic`. The user sets it to `NEVER`
+            when it is over; until then the watching thread takes it for a call to be ended.
+    """
+
+    __slots__ = ("__weakref__", "_clock", "_limit_secs", "ends_at", "limit_ms")
+
+    def __init__(self, clock: "EpochClock", limit_ms: int) -> None:
+        self._clock = clock
+        self._limit_secs = limit_ms / 1000
+        self.limit_ms = limit_ms
+        self.ends_at = NEVER
+
+    def begin(self) -> bool:
+        """A call is about to begin: from here on the epoch advances.
+
+        False where the clock is closed, so that nothing would end the call.
+        """
+        clock = self._clock
+        clock.used_at = now = time.monotonic()
+        self.ends_at = now + self._limit_secs
+        return clock.ticking or clock.wake()
+
+
 class EpochClock:
     """Advances the epoch of `engine` by one tick for each millisecond, while anybody asks.
 
-    It parks when no call has been announced for a while, so that an idle router sleeps.
+    It parks when no call has begun for a while, so that an idle router sleeps.
+
+    Attributes:
+        ticking: whether it runs, or is parked or closed.
+        used_at: when a call began last, by `time.monotonic`.
     """
 
     def __init__(self, engine: wasmtime.Engine) -> None:
@@ -81,39 +116,38 @@ class EpochClock:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
         self._advance = _advance_function()
         self._engine = engine
-        self._calls: dict[int, tuple[float, int]] = {}  # by thread: when it should end, its limit
-        self._used_at = time.monotonic()
-        self._ticking = False
+        self._calls: weakref.WeakSet[CallTime] = weakref.WeakSet()
+        self.used_at = time.monotonic()
+        self.ticking = False
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._set(TICK_NS)
         self._watch = threading.Thread(target=self._run, name="wasm-clock", daemon=True)
         self._watch.start()
 
-    @property
-    def ticking(self) -> bool:
-        """Whether it runs, or is parked or closed."""
-        return self._ticking
+    def call_time(self, limit_ms: int) -> CallTime:
+        """For calls of at most `limit_ms`; the clock forgets it with its last user."""
+        made = CallTime(self, limit_ms)
+        with self._lock:
+            self._calls.add(made)
+        return made
 
-    @property
-    def closed(self) -> bool:
-        return self._closed.is_set()
+    def wake(self) -> bool:
+        """Go on ticking after having parked; False where it is closed."""
+        with self._lock:
+            if self._closed.is_set():
+                return False
+            self._set(TICK_NS)
+            return True
 
-    def announce(self, limit_ms: int) -> None:
-        """A call that may take `limit_ms` is about to begin: from here on the epoch advances."""
-        self._used_at = now = time.monotonic()
-        self._calls[threading.get_ident()] = (now + limit_ms / 1000, limit_ms)
-        if not self._ticking:
-            with self._lock:
-                self._set(TICK_NS)
-
-    def finished(self) -> None:
-        """The call that this thread announced last has ended."""
-        self._calls.pop(threading.get_ident(), None)
+    def late(self, now: float) -> list[int]:
+        """The limits, in milliseconds, of the calls that the timer should have ended by now."""
+        with self._lock:
+            return [call.limit_ms for call in self._calls if now > call.ends_at + LOOK_SECS]
 
     def close(self) -> None:
         """Stop; nothing may be called any more. A second time it does nothing."""
-        if self.closed:
+        if self._closed.is_set():
             return
         self._closed.set()
         self._watch.join()
@@ -124,26 +158,25 @@ class EpochClock:
     def _run(self) -> None:
         while not self._closed.wait(LOOK_SECS):
             now = time.monotonic()
-            for ends_at, limit_ms in list(self._calls.values()):
-                if now > ends_at + LOOK_SECS:
-                    for _ in range(limit_ms + 1):
-                        self._advance(self._engine.ptr())
-            if self._ticking and now - self._used_at > PARK_AFTER_SECS:
+            for limit_ms in self.late(now):
+                for _ in range(limit_ms + 1):
+                    self._advance(self._engine.ptr())
+            if self.ticking and now - self.used_at > PARK_AFTER_SECS:
                 self._park()
 
     def _park(self) -> None:
-        """In this order: a call that is announced meanwhile either is seen here, or sees this."""
+        """In this order: a call that begins meanwhile either is seen here, or sees this."""
         with self._lock:
-            self._ticking = False
-            if time.monotonic() - self._used_at > PARK_AFTER_SECS:
+            self.ticking = False
+            if time.monotonic() - self.used_at > PARK_AFTER_SECS:
                 self._set(0)
             else:
-                self._ticking = True
+                self.ticking = True
 
     def _set(self, interval_ns: int) -> None:
         spec = _TimerSpec(interval_ns=interval_ns, value_ns=interval_ns)
         self._check(self._libc.timer_settime(self._timer, 0, ctypes.byref(spec), None))
-        self._ticking = interval_ns > 0
+        self.ticking = interval_ns > 0
 
     def _check(self, result: int) -> None:
         if result != 0:

@@ -15,9 +15,18 @@ SECTION = "sgl-router.manifest"
 MAX_MANIFEST_BYTES = 64 * 1024
 HOST_ABI = 1
 
-# What a plugin may ask for in `needs`. The request's text costs a copy of the prompt with every
-# decision; outcomes go to each plugin that exports `on_request_complete`, asked for or not.
-KNOWN_NEEDS = frozenset({"request_text", "outcomes"})
+# What a plugin may ask for in `needs`, because each costs something to know or to send. Outcomes go
+# to each plugin that exports `on_request_complete`, asked for or not.
+KNOWN_NEEDS = frozenset(
+    {
+        "request_text",
+        "outcomes",
+        "pending_tokens",
+        "prefix_match",
+        "engine_metrics",
+        "worker_info",
+    }
+)
 
 _FORBIDDEN_KEYWORDS = frozenset(
     {"$ref", "$dynamicRef", "$recursiveRef", "pattern", "patternProperties"}

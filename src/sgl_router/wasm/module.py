@@ -53,6 +53,7 @@ class PluginModule:
         digest: their SHA-256, hexadecimal.
         exports: the names of those of its exports that the contract knows.
         table_elements: elements of its table at the start.
+        imports: full names of the functions that it imports, all of them granted.
         grants: full names of the imports that it may use.
         manifest: what it says of itself.
     """
@@ -61,6 +62,7 @@ class PluginModule:
     digest: str
     exports: frozenset[str]
     table_elements: int
+    imports: frozenset[str]
     grants: frozenset[str]
     manifest: Manifest
 
@@ -96,6 +98,7 @@ def read_module(config: WasmPolicyConfig, builtin_names: Collection[str]) -> Plu
         digest=hashlib.sha256(wasm).hexdigest(),
         exports=frozenset(info.exports) & (REQUIRED_EXPORTS.keys() | OPTIONAL_EXPORTS.keys()),
         table_elements=sum(table.minimum for table in info.tables),
+        imports=frozenset(f"{module}.{name}" for module, name, _ in info.imports),
         grants=grants,
         manifest=manifest,
     )

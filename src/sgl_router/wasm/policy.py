@@ -3,16 +3,20 @@
 import logging
 from collections import Counter
 
-from sgl_router.core.policy import Outcome, Policy
+from sgl_router.core.policy import KNOWN_NEEDS, Outcome, Policy
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Health, Worker
 from sgl_router.errors import DecisionError, FailureKind
-from sgl_router.wasm.abi.json_v1 import EMPTY_STATE, JsonEncoder, decode_answer, merge_state
+from sgl_router.wasm.abi.json_v1 import EMPTY_STATE, Answer, JsonEncoder, decode_answer
 from sgl_router.wasm.instance import Instance
 from sgl_router.wasm.sandbox import Sandbox
 
 _log = logging.getLogger(__name__)
+
+MAX_KEPT_ANSWERS = 1024
+MAX_KEPT_ANSWER_BYTES = 128
+"""An index alone takes some fifty bytes; a plugin has no more of them than there are workers."""
 
 
 class WasmPolicy(Policy):
@@ -28,13 +32,13 @@ class WasmPolicy(Policy):
         failures: how many of them failed, by kind.
     """
 
-    needs_body = True
-
     def __init__(self, sandbox: Sandbox) -> None:
         """Instantiate the plugin and try it out. Raises DecisionError where it fails."""
         config, module = sandbox.config, sandbox.module
         self.name = config.name
         self.fallback = config.fallback
+        # The body always: the contract gives its model, session and length to every plugin.
+        self.needs = frozenset({"body"}) | (module.manifest.needs & KNOWN_NEEDS)
         self.config = config
         self.digest = module.digest
         self.decisions = 0
@@ -42,11 +46,12 @@ class WasmPolicy(Policy):
         self._sandbox = sandbox
         self._encoder = JsonEncoder(
             config.config,
-            with_text="request_text" in module.manifest.needs,
+            needs=module.manifest.needs,
             max_text_bytes=config.max_request_text_bytes,
         )
         self._wants_outcomes = "on_request_complete" in module.exports
         self._state = EMPTY_STATE
+        self._answers: dict[bytes, Answer] = {}
         self._last_now_ms = 0
         self._instance: Instance | None = None
         self._try_out()
@@ -67,47 +72,59 @@ class WasmPolicy(Policy):
             return
         payload = self._encoder.encode_outcome(outcome, self._state)
         try:
-            self._live_instance().on_request_complete(payload, self._last_now_ms)
+            instance = self._live_instance()
+            instance.on_request_complete(payload, self._last_now_ms)
         except DecisionError as error:
             self._count(error)
-        self._drop_poisoned()
+        if self._instance is not None and self._instance.poisoned:
+            self._instance = None
 
     def _decide(self, workers: WorkerView, request: RequestView) -> int | None:
-        self._last_now_ms = request.now_ms
+        self._last_now_ms = now_ms = request.now_ms
         payload = self._encoder.encode_request(workers, request, self._state)
-        instance = self._live_instance()
+        instance = self._instance or self._live_instance()
         try:
-            result = instance.select_worker(payload, request.now_ms, request.entropy)
+            result = instance.select_worker(payload, now_ms, request.entropy)
         finally:
-            self._drop_poisoned()
+            if instance.poisoned:
+                self._instance = None
         if instance.late_failure is not None:
             self._count(instance.late_failure)
-        answer = decode_answer(self.name, result)
-        index = answer.selected_worker
-        if index is not None:
-            self._judge(index, workers)
-        if answer.state is not None:
-            self._state = merge_state(self.name, self._state, answer.state)
+        answer = self._answers.get(result)
+        if answer is None:
+            answer = self._read(result)
+        index, patch = answer
+        healthy = workers.healthy
+        if index is not None and not (0 <= index < len(healthy) and healthy[index]):
+            raise self._misjudged(index, workers)
+        if patch is not None:
+            self._state = self._state.merged(self.name, patch)
         return index
 
-    def _judge(self, index: int, workers: WorkerView) -> None:
-        if not 0 <= index < len(workers):
-            raise DecisionError(
-                self.name, "out_of_range", f"selected_worker is {index} of {len(workers)} workers"
-            )
-        if not workers.healthy[index]:
-            raise DecisionError(
+    def _read(self, result: bytes) -> Answer:
+        """Decode a result, once for all that are the same where it has no state."""
+        answer = decode_answer(self.name, result)
+        if (
+            answer[1] is None
+            and len(result) <= MAX_KEPT_ANSWER_BYTES
+            and len(self._answers) < MAX_KEPT_ANSWERS
+        ):
+            self._answers[result] = answer
+        return answer
+
+    def _misjudged(self, index: int, workers: WorkerView) -> DecisionError:
+        if 0 <= index < len(workers):
+            return DecisionError(
                 self.name, "unhealthy_pick", f"selected_worker is {index}: {workers[index]!r}"
             )
+        return DecisionError(
+            self.name, "out_of_range", f"selected_worker is {index} of {len(workers)} workers"
+        )
 
     def _live_instance(self) -> Instance:
         if self._instance is None:
             self._instance = Instance(self._sandbox)
         return self._instance
-
-    def _drop_poisoned(self) -> None:
-        if self._instance is not None and self._instance.poisoned:
-            self._instance = None
 
     def _try_out(self) -> None:
         """One decision between two made-up workers; reporting an error itself is no failure."""

@@ -6,6 +6,7 @@ import wasmtime
 from wasmtime import _ffi
 
 from sgl_router.wasm.clock import EpochClock
+from sgl_router.wasm.driver import compile_driver
 
 MAX_WASM_STACK_BYTES = 128 * 1024
 
@@ -17,7 +18,7 @@ def make_engine() -> wasmtime.Engine:
     config.max_wasm_stack = MAX_WASM_STACK_BYTES
     config.wasm_threads = False
     config.wasm_memory64 = False
-    config.wasm_multi_memory = False
+    config.wasm_multi_memory = True  # for the driver; a plugin that has two is refused before
     config.wasm_tail_call = False
     config.wasm_relaxed_simd = False
     config.wasm_exceptions = False
@@ -34,24 +35,16 @@ class WasmRuntime:
     """Attributes:
     engine: for everything that is compiled and run.
     clock: advances the engine's epoch.
+    driver: compiled; makes the calls into each guest.
     linking: held while host functions are defined; wasmtime-py hands out their indexes without a
         lock of its own.
     """
 
     def __init__(self) -> None:
         self.engine = make_engine()
+        self.driver = compile_driver(self.engine)
         self.clock = EpochClock(self.engine)
         self.linking = threading.Lock()
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing would bound a call any more."""
-        return self.clock.closed
-
-    def ticks(self, limit_ms: int) -> int:
-        """The epoch deadline of a call that may take `limit_ms`; to be asked before every call."""
-        self.clock.announce(limit_ms)
-        return limit_ms + 1  # the tick under way may end at once
 
     def close(self) -> None:
         """Stop the clock; nothing may be called any more."""

@@ -55,13 +55,13 @@ class Sandbox:
         store = wasmtime.Store(self.runtime.engine)
         table_elements = self.module.table_elements
         # Limits are for each memory, not for their sum: so one memory, and a table that stays
-        # as large as it starts.
+        # as large as it starts. The second instance and memory are the driver's.
         store.set_limits(
             memory_size=self.config.max_memory_bytes - table_elements * TABLE_ELEMENT_BYTES,
             table_elements=table_elements,
-            instances=1,
+            instances=2,
             tables=1,
-            memories=1,
+            memories=2,
         )
         if self._folder is not None:
             with self.runtime.linking:

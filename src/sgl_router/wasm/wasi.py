@@ -62,8 +62,8 @@ class WasiHost:
 
     Attributes:
         exit_code: what the guest passed to `proc_exit`, or None; the call has then failed.
-        stop: sets the deadline of the guest's call under way to now; set by the instance that is
-            being called. A function that runs already goes by the deadline it was entered with.
+        stop: sets the deadline of the guest's call under way to now; `do_nothing` between calls.
+            A function that runs already goes by the deadline it was entered with.
     """
 
     def __init__(self, plugin: str) -> None:
@@ -75,8 +75,9 @@ class WasiHost:
         self._output_left = MAX_OUTPUT_BYTES
         self.exit_code: int | None = None
 
-    def begin(self, now_ms: int, entropy: int) -> None:
-        """Start a decision."""
+    def begin(self, now_ms: int, entropy: int, stop: Callable[[], None]) -> None:
+        """Start a decision; `stop` is of the instance that is about to be called."""
+        self.stop = stop
         self._now_ms = now_ms
         self._entropy = entropy
         self._random = None

@@ -3,7 +3,7 @@
 //! `choose` is the whole policy; what follows it only carries JSON in and out.
 
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::error::Error;
 
 /// Read by the router without running the module.
 #[cfg_attr(target_arch = "wasm32", link_section = "sgl-router.manifest")]
@@ -11,29 +11,25 @@ use std::collections::HashMap;
 static MANIFEST: [u8; include_bytes!("../manifest.json").len()] =
     *include_bytes!("../manifest.json");
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What this policy reads of its input; serde skips all other keys.
+#[derive(Deserialize)]
 struct PolicyInput {
     workers: Vec<WorkerInfo>,
-    request_text: Option<String>,
-    config: HashMap<String, serde_json::Value>,
-    state: HashMap<String, serde_json::Value>,
     /// 53 random bits, new for each call.
     #[serde(default)]
     entropy: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct PolicyOutput {
-    selected_worker: Option<usize>,
-    state: Option<HashMap<String, serde_json::Value>>,
-    error: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct WorkerInfo {
-    url: String,
     healthy: bool,
     load: isize,
+}
+
+#[derive(Serialize)]
+struct PolicyOutput {
+    selected_worker: Option<usize>,
+    error: Option<String>,
 }
 
 /// Returns the index of a healthy worker whose load is lowest, or `None` when no worker is healthy.
@@ -48,19 +44,10 @@ fn choose(input: &PolicyInput) -> Option<usize> {
     Some(tied[(input.entropy % tied.len() as u64) as usize])
 }
 
-fn decide(input: &[u8]) -> PolicyOutput {
-    match serde_json::from_slice(input) {
-        Ok(input) => PolicyOutput {
-            selected_worker: choose(&input),
-            state: None,
-            error: None,
-        },
-        Err(error) => PolicyOutput {
-            selected_worker: None,
-            state: None,
-            error: Some(format!("malformed input: {error}")),
-        },
-    }
+fn decide(input: &[u8]) -> Result<Option<usize>, Box<dyn Error>> {
+    // To check the text as a whole is quicker than to check each string in it (`from_slice`).
+    let input: PolicyInput = serde_json::from_str(std::str::from_utf8(input)?)?;
+    Ok(choose(&input))
 }
 
 #[no_mangle]
@@ -72,7 +59,16 @@ pub extern "C" fn init() {}
 /// `input_ptr` must point to `input_len` readable bytes.
 #[no_mangle]
 pub unsafe extern "C" fn select_worker(input_ptr: *const u8, input_len: usize) -> *mut u8 {
-    let output = decide(std::slice::from_raw_parts(input_ptr, input_len));
+    let output = match decide(std::slice::from_raw_parts(input_ptr, input_len)) {
+        Ok(selected_worker) => PolicyOutput {
+            selected_worker,
+            error: None,
+        },
+        Err(error) => PolicyOutput {
+            selected_worker: None,
+            error: Some(error.to_string()),
+        },
+    };
     let mut json = serde_json::to_vec(&output).expect("an output is always valid JSON");
     json.push(0);
     // The host frees the result as length + 1 bytes, so its capacity must be exactly that.

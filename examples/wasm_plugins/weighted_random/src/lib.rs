@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::error::Error;
 
 /// Read by the router without running the module.
 #[cfg_attr(target_arch = "wasm32", link_section = "sgl-router.manifest")]
@@ -11,38 +12,45 @@ use std::collections::HashMap;
 static MANIFEST: [u8; include_bytes!("../manifest.json").len()] =
     *include_bytes!("../manifest.json");
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What this policy reads of its input; serde skips all other keys.
+#[derive(Deserialize)]
 struct PolicyInput {
     workers: Vec<WorkerInfo>,
-    request_text: Option<String>,
-    config: HashMap<String, serde_json::Value>,
-    state: HashMap<String, serde_json::Value>,
+    config: Config,
     /// 53 random bits, new for each call.
     #[serde(default)]
     entropy: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct PolicyOutput {
-    selected_worker: Option<usize>,
-    state: Option<HashMap<String, serde_json::Value>>,
-    error: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct WorkerInfo {
     url: String,
     healthy: bool,
-    load: isize,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    /// Worker URL to weight; a worker that is not in it has weight 1.
+    #[serde(default)]
+    weights: HashMap<String, f64>,
+}
+
+#[derive(Serialize)]
+struct PolicyOutput {
+    selected_worker: Option<usize>,
+    error: Option<String>,
 }
 
 /// Returns the index of a healthy worker, each with probability weight / total, or `None` when no
 /// healthy worker has a weight above zero.
-fn choose(input: &PolicyInput) -> Result<Option<usize>, String> {
-    let weights = configured_weights(&input.config)?;
+fn choose(input: &PolicyInput) -> Result<Option<usize>, Box<dyn Error>> {
+    let weights = &input.config.weights;
+    if let Some((url, weight)) = weights.iter().find(|(_, weight)| **weight < 0.0) {
+        return Err(format!("weight of {url} must be a number >= 0, not {weight}").into());
+    }
     let mut candidates = Vec::new();
     for (index, worker) in input.workers.iter().enumerate() {
-        let weight = *weights.get(worker.url.as_str()).unwrap_or(&1.0);
+        let weight = *weights.get(&worker.url).unwrap_or(&1.0);
         if worker.healthy && weight > 0.0 {
             candidates.push((index, weight));
         }
@@ -66,42 +74,10 @@ fn choose(input: &PolicyInput) -> Result<Option<usize>, String> {
     Ok(selected)
 }
 
-/// Returns `config.weights`, worker URL to weight; empty when there is none.
-fn configured_weights(
-    config: &HashMap<String, serde_json::Value>,
-) -> Result<HashMap<&str, f64>, String> {
-    let weights = match config.get("weights") {
-        None => return Ok(HashMap::new()),
-        Some(serde_json::Value::Object(weights)) => weights,
-        Some(other) => return Err(format!("weights must be an object, not {other}")),
-    };
-    weights
-        .iter()
-        .map(|(url, value)| match value.as_f64() {
-            Some(weight) if weight >= 0.0 => Ok((url.as_str(), weight)),
-            _ => Err(format!(
-                "weight of {url} must be a number >= 0, not {value}"
-            )),
-        })
-        .collect()
-}
-
-fn decide(input: &[u8]) -> PolicyOutput {
-    let decision = serde_json::from_slice(input)
-        .map_err(|error| format!("malformed input: {error}"))
-        .and_then(|input| choose(&input));
-    match decision {
-        Ok(selected_worker) => PolicyOutput {
-            selected_worker,
-            state: None,
-            error: None,
-        },
-        Err(error) => PolicyOutput {
-            selected_worker: None,
-            state: None,
-            error: Some(error),
-        },
-    }
+fn decide(input: &[u8]) -> Result<Option<usize>, Box<dyn Error>> {
+    // To check the text as a whole is quicker than to check each string in it (`from_slice`).
+    let input: PolicyInput = serde_json::from_str(std::str::from_utf8(input)?)?;
+    choose(&input)
 }
 
 #[no_mangle]
@@ -113,7 +89,16 @@ pub extern "C" fn init() {}
 /// `input_ptr` must point to `input_len` readable bytes.
 #[no_mangle]
 pub unsafe extern "C" fn select_worker(input_ptr: *const u8, input_len: usize) -> *mut u8 {
-    let output = decide(std::slice::from_raw_parts(input_ptr, input_len));
+    let output = match decide(std::slice::from_raw_parts(input_ptr, input_len)) {
+        Ok(selected_worker) => PolicyOutput {
+            selected_worker,
+            error: None,
+        },
+        Err(error) => PolicyOutput {
+            selected_worker: None,
+            error: Some(error.to_string()),
+        },
+    };
     let mut json = serde_json::to_vec(&output).expect("an output is always valid JSON");
     json.push(0);
     // The host frees the result as length + 1 bytes, so its capacity must be exactly that.

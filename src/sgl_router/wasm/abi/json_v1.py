@@ -1,7 +1,6 @@
 """The JSON encoding, version 1: what a plugin is given, and what it answers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import orjson
@@ -10,6 +9,7 @@ from sgl_router.core.policy import Outcome
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.errors import DecisionError
+from sgl_router.wasm.abi.worker_list import WorkerListEncoder
 from sgl_router.wasm.printable import printable, shown
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -17,15 +17,61 @@ MAX_STATE_BYTES = 64 * 1024
 MAX_ERROR_CHARACTERS = 1024
 MAX_FIELD_CHARACTERS = 1024
 """Of the request's id, path, model and session: a client must not be able to fill the guest."""
-EMPTY_STATE = b"{}"
+
+Answer = tuple[int | None, dict[str, Any] | None]
+"""`selected_worker`, not yet judged, and `state` of a plugin's result."""
 
 
-@dataclass(frozen=True, slots=True)
-class PluginAnswer:
-    """A result that keeps the contract's shape; the index is not yet judged."""
+class PluginState:
+    """What a plugin has returned to be given back; never changed, but replaced.
 
-    selected_worker: int | None
-    state: dict[str, Any] | None
+    Attributes:
+        values: decoded, to be merged into.
+        encoded: the same as JSON, to be sent.
+    """
+
+    __slots__ = ("encoded", "values")
+
+    def __init__(self, values: dict[str, Any], encoded: bytes) -> None:
+        self.values = values
+        self.encoded = orjson.Fragment(encoded)
+
+    def merged(self, plugin: str, patch: dict[str, Any]) -> "PluginState":
+        """The state with `patch` merged into it key by key; null removes a key.
+
+        Raises DecisionError (`bad_output`) where the result is larger than `MAX_STATE_BYTES` or
+        nested more deeply than orjson writes (254 levels; it reads 1,024).
+        """
+        if not self._changed_by(patch):
+            return self
+        values = {**self.values, **patch}
+        if None in patch.values():
+            values = {key: value for key, value in values.items() if value is not None}
+        try:
+            encoded = orjson.dumps(values)
+        except orjson.JSONEncodeError as error:
+            raise DecisionError(plugin, "bad_output", f"its state is refused: {error}") from error
+        if len(encoded) > MAX_STATE_BYTES:
+            raise DecisionError(
+                plugin,
+                "bad_output",
+                f"its state would be {len(encoded):,} bytes; at most {MAX_STATE_BYTES:,} are "
+                "allowed",
+            )
+        return PluginState(values, encoded)
+
+    def _changed_by(self, patch: dict[str, Any]) -> bool:
+        """False only where nothing changes; what Python takes for equal can differ in JSON."""
+        for key, value in patch.items():
+            before = self.values.get(key)
+            if type(value) is not type(before) or value != before:
+                return True
+            if isinstance(value, (float, list, dict)):  # 0.0 and -0.0, [1] and [true]
+                return True
+        return False
+
+
+EMPTY_STATE = PluginState({}, b"{}")
 
 
 class JsonEncoder:
@@ -33,43 +79,57 @@ class JsonEncoder:
 
     Args:
         config: the plugin's configuration; constant, so it is encoded once.
-        with_text: whether the plugin reads the request's text.
+        needs: what the plugin's manifest asks for: here `request_text` and `pending_tokens`, for
+            the workers see `WorkerListEncoder`.
         max_text_bytes: where the text is cut, at a character's boundary.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, with_text: bool, max_text_bytes: int) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], *, needs: Collection[str], max_text_bytes: int
+    ) -> None:
         self._config = orjson.Fragment(orjson.dumps(dict(config)))
-        self._with_text = with_text
+        self._workers = WorkerListEncoder(needs)
+        self._with_text = "request_text" in needs
+        self._with_tokens = "pending_tokens" in needs
         self._max_text_bytes = max_text_bytes
 
-    def encode_request(self, workers: WorkerView, request: RequestView, state: bytes) -> bytes:
+    def encode_request(
+        self, workers: WorkerView, request: RequestView, state: PluginState
+    ) -> bytes:
         """The input of `select_worker`."""
-        text = request.text
-        shown, size = _cut(text, self._max_text_bytes) if text is not None else (None, 0)
+        text, model, session = request.text, request.model, request.session
+        if text is None:
+            size = 0
+        elif text.isascii():
+            size = len(text)
+        else:
+            size = len(text.encode("utf-8", "replace"))
+        asked = {
+            "id": request.id[:MAX_FIELD_CHARACTERS],
+            "path": request.path[:MAX_FIELD_CHARACTERS],
+            "model": None if model is None else model[:MAX_FIELD_CHARACTERS],
+            "stream": request.stream,
+            "session": None if session is None else session[:MAX_FIELD_CHARACTERS],
+            "attempt": request.attempt,
+            "text_bytes": size,
+        }
+        if self._with_tokens:
+            asked["prompt_tokens"] = request.prompt_tokens
+        if text is not None:
+            text = _cut(text, self._max_text_bytes) if self._with_text else None
         return orjson.dumps(
             {
-                "workers": [
-                    {"url": worker.url, "healthy": healthy, "load": worker.load}
-                    for worker, healthy in zip(workers, workers.healthy, strict=True)
-                ],
-                "request_text": shown if self._with_text else None,
+                "workers": orjson.Fragment(self._workers.encode(workers, request)),
+                "request_text": text,
                 "config": self._config,
-                "state": orjson.Fragment(state),
-                "request": {
-                    "id": request.id[:MAX_FIELD_CHARACTERS],
-                    "path": request.path[:MAX_FIELD_CHARACTERS],
-                    "model": _short(request.model),
-                    "stream": request.stream,
-                    "session": _short(request.session),
-                    "attempt": request.attempt,
-                    "text_bytes": size,
-                },
+                "state": state.encoded,
+                "request": asked,
                 "now_ms": request.now_ms,
                 "entropy": request.entropy,
             }
         )
 
-    def encode_outcome(self, outcome: Outcome, state: bytes) -> bytes:
+    def encode_outcome(self, outcome: Outcome, state: PluginState) -> bytes:
         """The input of `on_request_complete`."""
         return orjson.dumps(
             {
@@ -81,13 +141,13 @@ class JsonEncoder:
                 "output_chunks": outcome.output_chunks,
                 "error": outcome.error,
                 "config": self._config,
-                "state": orjson.Fragment(state),
+                "state": state.encoded,
             }
         )
 
 
-def decode_answer(plugin: str, result: bytes) -> PluginAnswer:
-    """Decode what `select_worker` returned, at most `MAX_RESULT_BYTES`.
+def decode_answer(plugin: str, result: bytes) -> Answer:
+    """Decode what `select_worker` returned.
 
     Raises DecisionError: `bad_output` where it is not of the contract's shape, `out_of_range`
     where the index is no integer, `plugin_error` where the plugin reports an error itself.
@@ -113,39 +173,11 @@ def decode_answer(plugin: str, result: bytes) -> PluginAnswer:
         raise DecisionError(
             plugin, "out_of_range", f"selected_worker is {shown(index)}; expected a whole number"
         )
-    return PluginAnswer(index, state)
+    return index, state
 
 
-def merge_state(plugin: str, state: bytes, patch: dict[str, Any]) -> bytes:
-    """The state with `patch` merged into it key by key; null removes a key.
-
-    Raises DecisionError (`bad_output`) where the result is larger than `MAX_STATE_BYTES` or
-    nested more deeply than orjson writes (254 levels; it reads 1,024).
-    """
-    merged = orjson.loads(state)
-    merged.update(patch)
-    try:
-        encoded = orjson.dumps({key: value for key, value in merged.items() if value is not None})
-    except orjson.JSONEncodeError as error:
-        raise DecisionError(plugin, "bad_output", f"its state is refused: {error}") from error
-    if len(encoded) > MAX_STATE_BYTES:
-        raise DecisionError(
-            plugin,
-            "bad_output",
-            f"its state would be {len(encoded):,} bytes; at most {MAX_STATE_BYTES:,} are allowed",
-        )
-    return encoded
-
-
-def _short(text: str | None) -> str | None:
-    return None if text is None else text[:MAX_FIELD_CHARACTERS]
-
-
-def _cut(text: str, limit: int) -> tuple[str, int]:
-    """The text within `limit` UTF-8 bytes, and how many it has in full."""
+def _cut(text: str, limit: int) -> str:
+    """The text within `limit` UTF-8 bytes."""
     if text.isascii():
-        return text[:limit], len(text)
-    encoded = text.encode("utf-8", "replace")
-    if len(encoded) <= limit:
-        return text, len(encoded)
-    return encoded[:limit].decode("utf-8", "ignore"), len(encoded)
+        return text[:limit]
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")

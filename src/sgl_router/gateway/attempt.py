@@ -1,0 +1,162 @@
+"""One placement of a request on one worker: the load that it counts, and the connection."""
+
+import asyncio
+from typing import Protocol
+
+from sgl_router.core.dispatch import Decision
+from sgl_router.core.policy import Outcome
+from sgl_router.core.request import RequestView
+from sgl_router.core.worker import Worker
+from sgl_router.errors import EngineError
+from sgl_router.gateway.context import GatewayContext
+from sgl_router.gateway.upload import Upload
+from sgl_router.gateway.upstream import EngineConnection, ResponseReceiver
+
+IDLE_CLOSE_SECS = 0.5
+"""A kept connection that is closed this soon after it was used again was about to be closed anyway;
+later, the engine had the request and may have worked on it."""
+
+
+class AttemptOwner(ResponseReceiver, Protocol):
+    """Whose attempt it is; the engine's connection tells it of the answer."""
+
+    def on_connected(self, attempt: "Attempt") -> None:
+        """The request can be sent."""
+
+    def on_unreachable(self, attempt: "Attempt", error: EngineError) -> None:
+        """There is no connection to the worker; health has been told."""
+
+
+class Attempt:
+    """See the module.
+
+    Attributes:
+        worker: where the request was placed.
+        engine: the connection, once there is one.
+        sent_at: when the request's head was written, in seconds of the gateway's clock.
+    """
+
+    engine: EngineConnection | None = None
+    sent_at = 0.0
+    _dial: asyncio.Task[None] | None = None
+
+    def __init__(
+        self, context: GatewayContext, decision: Decision, owner: AttemptOwner, started_at: float
+    ) -> None:
+        """`started_at`: when the request came, in seconds of the gateway's clock."""
+        self._context = context
+        self._decision = decision
+        self._owner = owner
+        self._started_at = started_at
+        self.worker: Worker = decision.worker
+
+    def start(self) -> None:
+        """Take a kept connection, or make one."""
+        self.engine = self._context.pool.take(self.worker)
+        if self.engine is not None:
+            self._owner.on_connected(self)
+        else:
+            self.redial()
+
+    def redial(self) -> None:
+        """Make a connection."""
+        self.engine = None
+        self._dial = self._context.loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        context = self._context
+        try:
+            self.engine = await context.pool.dial(self.worker)
+        except EngineError as error:
+            self._dial = None
+            if not error.local:
+                context.observe_failure(self.worker, str(error))
+            self._owner.on_unreachable(self, error)
+        else:
+            self._dial = None
+            self._owner.on_connected(self)
+
+    def send(self, head: bytes, body: bytes, *, head_request: bool) -> None:
+        """Write the head, and what is there of the body."""
+        engine = self.engine
+        assert engine is not None, "it is connected"
+        self.sent_at = self._context.clock()
+        engine.send(self._owner, head, body, head_request=head_request)
+
+    def waited(self, now: float) -> float:
+        """Seconds since the engine was sent the request's head."""
+        return now - self.sent_at if self.engine is not None else 0.0
+
+    def closed_idle(self) -> bool:
+        """Whether a lost connection was one that the engine was about to close anyway."""
+        engine = self.engine
+        return (
+            engine is not None
+            and engine.reused
+            and not engine.heard
+            and self._context.clock() - self.sent_at < IDLE_CLOSE_SECS
+        )
+
+    def first_byte(self) -> None:
+        """The answer's body has begun."""
+        if self._decision.pending_tokens:
+            self._context.dispatcher.first_byte(self._decision)
+
+    def end(self, *, keep: bool) -> None:
+        """The answer is complete: keep the connection, if all of the request was taken, or not."""
+        engine = self.engine
+        if keep and engine is not None and engine.all_sent:
+            self.engine = None
+            self._context.pool.put(engine, self._context.clock())
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close the connection, or stop making one."""
+        if self._dial is not None:
+            self._dial.cancel()
+            self._dial = None
+        if self.engine is not None:
+            self.engine.abort()
+            self.engine = None
+
+    def complete(
+        self,
+        error: str | None,
+        engine_ok: bool | None,
+        status: int | None = None,
+        first_byte_at: float | None = None,
+        pieces: int = 0,
+    ) -> None:
+        """Give the load back, exactly once, and tell what came of it in `Outcome`'s terms."""
+        context, started = self._context, self._started_at
+        context.dispatcher.complete(
+            self._decision,
+            Outcome(
+                self.worker.url,
+                error is None and status is not None and status < 500,
+                status,
+                None if first_byte_at is None else (first_byte_at - started) * 1000,
+                (context.clock() - started) * 1000,
+                pieces,
+                error,
+                engine_ok,
+            ),
+        )
+
+
+def another_may_try(
+    context: GatewayContext, request: RequestView, upload: Upload, worker: Worker
+) -> bool:
+    """Whether the request may be given to another worker; `worker` is not chosen for it again."""
+    attempts = request.attempt + 1
+    if attempts > context.settings.retry.max_retries or not upload.replayable:
+        return False
+    excluded = request.excluded | {worker}
+    if not context.dispatcher.can_dispatch(request, excluded, worker.role):
+        return False
+    request.attempt = attempts
+    request.excluded = excluded
+    if upload.over:  # the policy in use now may read it, though the one at the head did not
+        request.body = upload.whole()
+    return True

@@ -1,0 +1,153 @@
+"""What the router answers itself: errors of the route table, and the ASGI application's paths."""
+
+import asyncio
+import logging
+from urllib.parse import unquote
+
+from sgl_router.errors import ProtocolError, RequestError
+from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
+from sgl_router.gateway.forwarding import payload_too_large
+from sgl_router.gateway.handler import ClientSide, RequestHandler
+from sgl_router.gateway.replies import error_reply, request_id_of
+from sgl_router.http1.request import RequestHead
+from sgl_router.http1.response import encode_response
+
+_log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Of a request that the router answers itself; the control plane's are a few hundred."""
+
+_FRAMING = frozenset({b"connection", b"content-length", b"content-type", b"transfer-encoding"})
+
+
+class OwnAnswer(RequestHandler):
+    """One request for the application; or for nobody, where an error is given."""
+
+    def __init__(
+        self,
+        context: GatewayContext,
+        client: ClientSide,
+        head: RequestHead,
+        app: AsgiApp,
+        error: RequestError | None,
+    ) -> None:
+        self._context = context
+        self._client = client
+        self._head = head
+        self._app = app
+        self._error = error
+        self._id_line = request_id_of(head, context)[1]
+        self._started_at = context.clock()
+        self._body: list[bytes] = []
+        self._received = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._context.requests.add(self)
+        if self._error is None and (self._head.content_length or 0) > MAX_BODY_BYTES:
+            self._error = payload_too_large(MAX_BODY_BYTES)
+        if self._error is not None:
+            self._refuse(self._error, close=self._head.expects_continue)
+        elif self._head.expects_continue:
+            self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_read(self, data: bytes, *, over: bool) -> None:
+        self._body.append(data)
+        self._received += len(data)
+        if self._received > MAX_BODY_BYTES:
+            self._refuse(payload_too_large(MAX_BODY_BYTES))
+        elif over:
+            self._task = self._context.loop.create_task(self._run())
+
+    def on_client_gone(self) -> None:
+        self._context.requests.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def refuse(self, error: ProtocolError) -> None:
+        self._refuse(RequestError(error.status, "bad_request", str(error)), close=True)
+
+    def check(self, now: float) -> None:
+        secs = self._context.settings.body_timeout
+        if self._task is None and now - self._started_at >= secs:
+            message = f"no complete request in {secs:g} s (option --client-body-timeout-secs)"
+            self._refuse(RequestError(408, "request_timeout", message), close=True)
+
+    async def _run(self) -> None:
+        messages: list[Message] = []
+
+        async def receive() -> Message:
+            body, self._body = b"".join(self._body), []
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        try:
+            await self._app(self._scope(), receive, send)
+        except Exception:  # noqa: BLE001 (the outermost callback: the client gets an answer)
+            _log.exception("%s %.200s failed", self._head.method.decode(), self._head.path)
+            message = "the router failed; its log says why"
+            self._refuse(RequestError(500, "internal_error", message))
+        else:
+            self._answer(messages[0], b"".join([m.get("body", b"") for m in messages[1:]]))
+
+    def _scope(self) -> Message:
+        head = self._head
+        # An application answers HEAD as it answers GET; the body is left out on the way.
+        method = b"GET" if head.method == b"HEAD" else head.method
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.0" if head.http10 else "1.1",
+            "method": method.decode("ascii"),
+            "scheme": "http",
+            "path": unquote(head.path),
+            "raw_path": head.path.encode("latin-1"),
+            "query_string": head.target.partition(b"?")[2],
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, value in head.headers],
+            "client": self._client.peer,
+            "server": None,
+        }
+
+    def _answer(self, start: Message, body: bytes) -> None:
+        head = self._head
+        content_type = b"application/octet-stream"
+        added = [self._id_line]
+        for name, value in start.get("headers", ()):
+            if name.lower() == b"content-type":
+                content_type = value
+            if name.lower() not in _FRAMING:
+                added.append(b"%b: %b\r\n" % (name, value))
+        keep_alive = head.keep_alive and not self._context.draining
+        self._finish(
+            encode_response(
+                start["status"],
+                body,
+                content_type=content_type,
+                keep_alive=keep_alive,
+                added=b"".join(added),
+                with_body=head.method != b"HEAD",
+                to_http10=head.http10,
+            ),
+            keep_alive=keep_alive,
+        )
+
+    def _refuse(self, error: RequestError, *, close: bool = False) -> None:
+        self._context.counters.count_error(error.code)
+        head = self._head
+        keep_alive = head.keep_alive and not close and not self._context.draining
+        answer = error_reply(
+            error,
+            self._id_line + self._context.cors(head),
+            keep_alive=keep_alive,
+            with_body=head.method != b"HEAD",
+            to_http10=head.http10,
+        )
+        self._finish(answer, keep_alive=keep_alive)
+
+    def _finish(self, answer: bytes, *, keep_alive: bool) -> None:
+        self._context.requests.discard(self)
+        self._client.write(answer)
+        self._client.answered(keep_alive=keep_alive)

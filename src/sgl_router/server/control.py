@@ -1,0 +1,92 @@
+"""The router as its control plane sees it."""
+
+from collections.abc import Awaitable, Callable
+
+from sgl_router.admin.control import AdminSettings, ControlPlane
+from sgl_router.config import RouterConfig
+from sgl_router.core.worker import Health, Worker
+from sgl_router.gateway.checks import HealthChecks
+from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
+from sgl_router.gateway.fetch import Fetcher
+from sgl_router.gateway.routes import POST_PATHS
+from sgl_router.telemetry.metrics import Telemetry
+
+
+def control_plane(
+    config: RouterConfig,
+    context: GatewayContext,
+    fetcher: Fetcher,
+    checks: HealthChecks | None,
+    telemetry: Telemetry,
+) -> ControlPlane:
+    """What `admin` needs, from what serves."""
+    registry = context.dispatcher.registry
+
+    def add_worker(worker: Worker) -> None:
+        if checks is None:
+            worker.health = Health.UP
+        registry.add(worker)
+
+    def drain_worker(worker: Worker) -> None:
+        registry.set_health(worker, Health.DRAINING)
+        if not worker.load:
+            registry.remove(worker)
+
+    async def verify_ready() -> bool:
+        if checks is not None:
+            return await checks.confirm()
+        return any(worker.available for worker in registry)
+
+    async def fetch(
+        worker: Worker,
+        path: str,
+        timeout_secs: float,
+        headers: bytes = b"",
+        method: bytes = b"GET",
+        body: bytes = b"",
+    ) -> tuple[int, bytes, bytes]:
+        head, answer = await fetcher.request(
+            worker, path, timeout_secs, headers, method=method, body=body
+        )
+        return head.status, answer, head.get(b"content-type") or b""
+
+    return ControlPlane(
+        registry=registry,
+        fetch=fetch,
+        add_worker=add_worker,
+        drain_worker=drain_worker,
+        draining=lambda: context.draining,
+        verify_ready=verify_ready,
+        render_metrics=telemetry.render,
+        settings=_settings(config),
+    )
+
+
+def _settings(config: RouterConfig) -> AdminSettings:
+    admin, api = config.admin_api_key, config.api_key
+    return AdminSettings(
+        admin_key=admin.get_secret_value().encode() if admin is not None else None,
+        api_key=api.get_secret_value().encode() if api is not None else None,
+        cors_origins=frozenset(config.cors_allowed_origins),
+        data_paths=POST_PATHS,
+    )
+
+
+def metrics_app(telemetry: Telemetry) -> AsgiApp:
+    """Answers `/metrics` and nothing else, for an address of its own."""
+
+    async def app(
+        scope: Message, _receive: object, send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        found = scope["path"] == "/metrics" and scope["method"] == "GET"
+        body, content_type = (
+            telemetry.render(accept) if found else (b"only GET /metrics is here", "text/plain")
+        )
+        headers = [(b"content-type", content_type.encode("latin-1"))]
+        await send(
+            {"type": "http.response.start", "status": 200 if found else 404, "headers": headers}
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    return app

@@ -1,0 +1,57 @@
+"""Which plugins the settings name."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sgl_router.config import RouterConfig
+from sgl_router.errors import ConfigError
+from sgl_router.policies import WasmPolicyConfig, shipped_plugins
+
+_PLUGIN_OPTIONS = [field.name for field in fields(WasmPolicyConfig) if field.name != "name"]
+
+
+def policy_name(policy: str) -> str:
+    """A path names the plugin that is loaded from it."""
+    return Path(policy).stem if policy.endswith(".wasm") else policy
+
+
+def plugins_to_load(config: RouterConfig) -> list[WasmPolicyConfig]:
+    """Each plugin that the settings name, once. Raises ConfigError."""
+    settings = config.plugin_config
+    assert not isinstance(settings, str), "the file was read when the settings were"
+    policies = [p for p in (config.policy, config.prefill_policy, config.decode_policy) if p]
+    paths: dict[str, str | Path] = {}
+    for path in (*config.plugin, *(policy for policy in policies if policy.endswith(".wasm"))):
+        name = Path(path).stem
+        if paths.setdefault(name, path) != path:
+            raise ConfigError(
+                f"two plugins are named {name!r}: {paths[name]} and {path} (option --plugin)"
+            )
+    for name, options in (settings or {}).items():
+        if "module_path" in options:
+            paths.setdefault(name, str(options["module_path"]))
+    shipped = shipped_plugins()
+    wanted = {*(policy.removeprefix("wasm:") for policy in policies), *(settings or {})}
+    for name in sorted(wanted & shipped.keys() - paths.keys()):
+        paths[name] = shipped[name]
+    unknown = sorted((settings or {}).keys() - paths.keys())
+    if unknown:
+        raise ConfigError(
+            f"plugin_config names {', '.join(map(repr, unknown))}, which is not loaded; add "
+            "module_path to its settings or give --plugin PATH (option --plugin-config)"
+        )
+    return [plugin_settings(config, name, path) for name, path in paths.items()]
+
+
+def plugin_settings(config: RouterConfig, name: str, path: str | Path) -> WasmPolicyConfig:
+    """What is known of one plugin. Raises ConfigError for a setting that there is not."""
+    assert not isinstance(config.plugin_config, str), "the file was read when the settings were"
+    options: dict[str, Any] = (config.plugin_config or {}).get(name, {})
+    unknown = sorted(options.keys() - set(_PLUGIN_OPTIONS))
+    if unknown:
+        raise ConfigError(
+            f"plugin_config of {name!r} has the unknown setting {', '.join(unknown)}; known: "
+            f"{', '.join(_PLUGIN_OPTIONS)} (option --plugin-config)"
+        )
+    return WasmPolicyConfig(**{**options, "module_path": str(path), "name": name})

@@ -1,0 +1,339 @@
+"""One router: workers, policies, gateway, control plane and metrics, put together."""
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+from sgl_router.admin.app import create_app
+from sgl_router.config import RouterConfig
+from sgl_router.core.admission import Admission
+from sgl_router.core.breaker import BreakerSettings, BreakerTable
+from sgl_router.core.dispatch import Decision, Dispatcher
+from sgl_router.core.health import HealthTable, HealthThresholds
+from sgl_router.core.policy import Outcome, Policy
+from sgl_router.core.prefix_index import PrefixIndex
+from sgl_router.core.registry import WorkerRegistry
+from sgl_router.core.retry import RetrySettings
+from sgl_router.core.worker import Health, Role, Worker
+from sgl_router.errors import ConfigError
+from sgl_router.gateway.admission import AdmissionGate
+from sgl_router.gateway.checks import CheckSettings, HealthChecks
+from sgl_router.gateway.context import AsgiApp, GatewayContext, GatewaySettings
+from sgl_router.gateway.downstream import Clients
+from sgl_router.gateway.engine_metrics import EngineMetricsPoller
+from sgl_router.gateway.fetch import Fetcher
+from sgl_router.gateway.gateway import Gateway
+from sgl_router.gateway.pool import ConnectionPool
+from sgl_router.gateway.request_id import RequestIds
+from sgl_router.policies import PolicyFactory, PolicyOptions, shipped_plugins
+from sgl_router.server import tls
+from sgl_router.server.control import control_plane, metrics_app
+from sgl_router.server.plugins import plugin_settings, plugins_to_load, policy_name
+from sgl_router.telemetry.gauges import Sources
+from sgl_router.telemetry.metrics import Telemetry
+
+
+class RouterServer:
+    """One router: workers, policies, the gateway and the control plane.
+
+    Args:
+        config: the settings.
+        entropy: returns 53 random bits; given by tests that repeat themselves.
+        on_complete: told of each request that was placed and has ended; must not raise.
+
+    Attributes:
+        factory: the policies.
+        registry: the workers.
+        port: what it listens on, once started.
+        admin_port, prometheus_port: likewise, where there are such.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        *,
+        entropy: Callable[[], int] | None = None,
+        on_complete: Callable[[Decision, Outcome], None] | None = None,
+    ) -> None:
+        """Raises ConfigError where a worker's URL cannot be used."""
+        self._config = config
+        self._entropy = entropy or partial(random.Random().getrandbits, 53)
+        self._on_complete = on_complete
+        self.factory = PolicyFactory(
+            PolicyOptions(
+                cache_threshold=config.cache_threshold,
+                balance_abs_threshold=config.balance_abs_threshold,
+                balance_rel_threshold=config.balance_rel_threshold,
+                max_idle_secs=config.max_idle_secs,
+            )
+        )
+        self.registry = WorkerRegistry()
+        for worker in _workers(config):
+            self.registry.add(worker)
+        self.port = config.port
+        self.admin_port: int | None = None
+        self.prometheus_port: int | None = None
+        self._gateway: Gateway | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._stops: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self) -> None:
+        """Load the plugins and listen.
+
+        Raises ConfigError or PluginRefused where the settings cannot be used.
+        """
+        config = self._config
+        for plugin in plugins_to_load(config):
+            await self.factory.load_wasm_plugin(plugin)
+        self._dispatcher = self._make_dispatcher()
+        if config.pd_disaggregation:
+            self._use(config.prefill_policy or config.policy, "prefill")
+            self._use(config.decode_policy or config.policy, "decode")
+        await self._open(self._dispatcher)
+
+    async def use_policy(self, name: str, role: Role = "regular") -> None:
+        """Decide by another policy from the next request on: built in, loaded, or shipped.
+
+        Raises ConfigError where there is none of that name, PluginRefused where it is not loaded.
+        """
+        name = name.removeprefix("wasm:")
+        if self.factory.create_by_name(name) is None and name in shipped_plugins():
+            await self.factory.load_wasm_plugin(
+                plugin_settings(self._config, name, shipped_plugins()[name])
+            )
+        self._use(name, role)
+
+    async def stop(self, grace_secs: float | None = None) -> bool:
+        """Drain and close; False where requests had to be cut off after `grace_secs`."""
+        grace = self._config.shutdown_grace_period_secs if grace_secs is None else grace_secs
+        complete = await self._gateway.stop(grace) if self._gateway is not None else True
+        stops, self._stops = self._stops, []
+        for stop in stops:
+            await stop()
+        self.factory.close()
+        return complete
+
+    def _make_dispatcher(self) -> Dispatcher:
+        config = self._config
+        policy, fallback = self._policies(config.policy)
+        breakers = None
+        if not config.disable_circuit_breaker:
+            breakers = BreakerTable(
+                self.registry,
+                BreakerSettings(
+                    failures=config.cb_failure_threshold,
+                    successes=config.cb_success_threshold,
+                    open_secs=config.cb_timeout_duration_secs,
+                    window_secs=config.cb_window_duration_secs,
+                ),
+            )
+        prefixes = PrefixIndex(config.max_tree_size)
+        self.registry.on_remove.append(prefixes.forget)
+        return Dispatcher(
+            self.registry,
+            policy,
+            fallback,
+            entropy=self._entropy,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            clock_ns=time.perf_counter_ns,
+            on_complete=self._on_complete,
+            breakers=breakers,
+            prefixes=prefixes,
+        )
+
+    async def _open(self, dispatcher: Dispatcher) -> None:
+        """Build what talks to the network, and listen."""
+        config, loop = self._config, asyncio.get_running_loop()
+        engine_tls = tls.for_engines(config)
+        fetcher = Fetcher(engine_tls)
+        pool = ConnectionPool(config.connect_timeout_secs, engine_tls)
+        self.registry.on_remove.append(pool.forget)
+        checks = None
+        if not config.disable_health_check:
+            checks = self._health_checks(fetcher)
+            pool.on_idle_lost = checks.suspect
+        admission = None
+        if config.max_concurrent_requests > 0:
+            admission = Admission[Any](
+                config.max_concurrent_requests, config.queue_size, config.queue_timeout_secs
+            )
+        clients = Clients()
+        telemetry = self._telemetry(admission, clients, pool)
+        dispatcher.on_complete = _both(telemetry.observe, self._on_complete)
+        context = GatewayContext(
+            dispatcher=dispatcher,
+            health=checks.table if checks is not None else None,
+            suspect=checks.suspect if checks is not None else lambda _worker: None,
+            pool=pool,
+            admission=AdmissionGate(admission, loop) if admission is not None else None,
+            settings=_gateway_settings(config),
+            counters=telemetry,
+            loop=loop,
+            new_id=RequestIds().new,
+        )
+        self._gateway = Gateway(context, clients)
+        context.app = create_app(control_plane(config, context, fetcher, checks, telemetry))
+        await self._listen_everywhere(context.app, telemetry)
+        if checks is not None:
+            checks.start()
+            self._stops.append(checks.stop)
+        poller = EngineMetricsPoller(
+            self.registry,
+            fetcher,
+            needed=lambda: "engine_metrics" in dispatcher.needs,
+            interval_secs=config.engine_metrics_interval_secs,
+            endpoint=config.engine_metrics_endpoint,
+        )
+        poller.start()
+        self._stops.append(poller.stop)
+
+    def _telemetry(
+        self, admission: Admission[Any] | None, clients: Clients, pool: ConnectionPool
+    ) -> Telemetry:
+        def running() -> int:
+            if admission is not None:
+                return admission.running
+            return sum(worker.load for worker in self.registry)
+
+        return Telemetry(
+            self.registry,
+            Sources(
+                running=running,
+                waiting=lambda: admission.waiting if admission is not None else 0,
+                client_connections=lambda: len(clients.connections),
+                kept_connections=lambda: pool.idle,
+            ),
+        )
+
+    async def _listen_everywhere(self, app: AsgiApp, telemetry: Telemetry) -> None:
+        config = self._config
+        client_tls = tls.for_clients(config)
+        self.port = await self._listen("", config.host, config.port, client_tls)
+        if config.admin_port is not None:
+            self.admin_port = await self._listen(
+                "admin-", config.admin_host, config.admin_port, client_tls, app
+            )
+        if config.prometheus_port is not None:
+            self.prometheus_port = await self._listen(
+                "prometheus-",
+                config.prometheus_host,
+                config.prometheus_port,
+                None,
+                metrics_app(telemetry),
+            )
+
+    def _health_checks(self, fetcher: Fetcher) -> HealthChecks:
+        config = self._config
+        table = HealthTable(
+            self.registry,
+            HealthThresholds(config.health_failure_threshold, config.health_success_threshold),
+        )
+        settings = CheckSettings(
+            endpoint=config.health_check_endpoint,
+            interval_secs=config.health_check_interval_secs,
+            timeout_secs=config.health_check_timeout_secs,
+            recovery_interval_secs=config.worker_startup_check_interval,
+            startup_timeout_secs=config.worker_startup_timeout_secs,
+        )
+        return HealthChecks(self.registry, table, settings, fetcher)
+
+    async def _listen(
+        self,
+        prefix: str,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        only: AsgiApp | None = None,
+    ) -> int:
+        assert self._gateway is not None, "built before it listens"
+        try:
+            return await self._gateway.listen(host, port, context, only)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host} port {port}: {error} (options --{prefix}host and "
+                f"--{prefix}port)"
+            ) from error
+
+    def _use(self, name: str, role: Role) -> None:
+        assert self._dispatcher is not None, "started before it is changed"
+        self._dispatcher.use(*self._policies(name), role)
+
+    def _policies(self, name: str) -> tuple[Policy, Policy]:
+        """The policy of that name, and the one that decides where it fails."""
+        name = policy_name(name)
+        policy = self.factory.create_by_name(name)
+        if policy is None:
+            known = [*self.factory.list_builtin_policies(), *self.factory.list_wasm_plugins()]
+            raise ConfigError(
+                f"there is no policy {name!r}; there are {', '.join(known)}, the plugins "
+                f"{', '.join(shipped_plugins())}, or the path of a .wasm file (option --policy)"
+            )
+        fallback = self.factory.create_by_name(policy.fallback or "power_of_two")
+        assert fallback is not None, "checked when the plugin was loaded"
+        return policy, fallback
+
+
+def _workers(config: RouterConfig) -> Iterator[Worker]:
+    """The workers that the settings name, in their order."""
+    health = Health.UP if config.disable_health_check else Health.UNKNOWN
+    for url in config.worker_urls:
+        yield Worker(url, health)
+    for prefill in config.prefill:
+        yield Worker(prefill.url, health, role="prefill", bootstrap_port=prefill.bootstrap_port)
+    for url in config.decode:
+        yield Worker(url, health, role="decode")
+    for given in config.workers:
+        yield Worker(
+            given.url,
+            health,
+            role=given.worker_type,
+            model_id=given.model_id,
+            labels=given.labels,
+            priority=given.priority,
+            cost=given.cost,
+            weight=given.weight,
+            api_key=given.api_key.get_secret_value() if given.api_key is not None else None,
+            bootstrap_port=given.bootstrap_port,
+        )
+
+
+def _gateway_settings(config: RouterConfig) -> GatewaySettings:
+    retries = 0 if config.disable_retries else config.retry_max_retries
+    key = config.api_key
+    return GatewaySettings(
+        max_payload_bytes=config.max_payload_size,
+        request_timeout=config.request_timeout_secs,
+        first_byte_timeout=config.first_byte_timeout_secs,
+        stream_idle_timeout=config.stream_idle_timeout_secs,
+        head_timeout=config.client_head_timeout_secs,
+        body_timeout=config.client_body_timeout_secs,
+        keep_alive_timeout=config.keep_alive_timeout_secs,
+        request_id_headers=[h.lower().encode("latin-1") for h in config.request_id_headers],
+        retry=RetrySettings(
+            max_retries=retries,
+            initial_backoff_ms=config.retry_initial_backoff_ms,
+            max_backoff_ms=config.retry_max_backoff_ms,
+            backoff_multiplier=config.retry_backoff_multiplier,
+            jitter_factor=config.retry_jitter_factor,
+        ),
+        pd_engine=config.pd_engine if config.pd_disaggregation else None,
+        api_key=key.get_secret_value().encode() if key is not None else None,
+        cors_origins=frozenset(o.encode("latin-1") for o in config.cors_allowed_origins),
+    )
+
+
+def _both(
+    first: Callable[[Decision, Outcome], None], second: Callable[[Decision, Outcome], None] | None
+) -> Callable[[Decision, Outcome], None]:
+    if second is None:
+        return first
+
+    def told(decision: Decision, outcome: Outcome) -> None:
+        first(decision, outcome)
+        second(decision, outcome)
+
+    return told

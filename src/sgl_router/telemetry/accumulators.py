@@ -1,0 +1,62 @@
+"""Numbers that grow: what a finished request is added to, in place of the client library's objects.
+
+They are plain so that adding costs little; `exposition.py` turns them into the library's families
+when somebody asks.
+"""
+
+from collections.abc import Sequence
+
+from sgl_router.telemetry.catalogue import OTHER
+
+MAX_VALUES = 64
+"""Of one label whose values this package does not know beforehand; the rest are `OTHER`."""
+
+
+class Count:
+    """A number of things."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+class Histogram:
+    """How many values were how large.
+
+    Attributes:
+        counts: one for each bound, of the values above the bound before it and up to it; then one
+            of those above all of them. `bisect_left` of the bounds finds the place of a value.
+        total: the sum of the values, in their unit.
+    """
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self, bounds: int) -> None:
+        """`bounds` is how many there are."""
+        self.counts = [0] * (bounds + 1)
+        self.total = 0.0
+
+
+class Tally:
+    """Counts by a label's value; values beyond the first `MAX_VALUES` count as `OTHER`.
+
+    Attributes:
+        counts: by value.
+    """
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def add(self, value: str) -> None:
+        if value not in self.counts and len(self.counts) >= MAX_VALUES:
+            value = OTHER
+        self.counts[value] = self.counts.get(value, 0) + 1
+
+
+def scaled(bounds: Sequence[float], per_second: int) -> tuple[float, ...]:
+    """Bounds in seconds as bounds in a smaller unit, of which `per_second` make a second."""
+    # Rounded: 1e-6 s must be the 1,000 ns that it is written for, or a value on it would be above.
+    return tuple(round(bound * per_second, 6) for bound in bounds)
