@@ -33,6 +33,7 @@ class Bench:
         return probe
 
     def end(self, ok: bool | None, probe: bool = False) -> None:
+        self.worker.ended += 1
         self.table.settle(self.worker, ok, self.now, probe=probe)
 
     def probe(self, ok: bool | None) -> None:
@@ -53,6 +54,9 @@ class Bench:
 
     def circuit(self) -> Circuit:
         return self.worker.circuit
+
+    def remembered(self) -> bool:
+        return self.worker in self.table._records
 
 
 def half_open() -> Bench:
@@ -98,7 +102,7 @@ def test_good_answers_and_answers_that_say_nothing_open_nothing() -> None:
     bench = Bench()
     for ok in (True, None) * 10:
         bench.end(ok)
-    assert (bench.circuit(), bench.worker.failing, bench.changes) == (Circuit.CLOSED, False, [])
+    assert (bench.circuit(), bench.remembered(), bench.changes) == (Circuit.CLOSED, False, [])
 
 
 def test_it_is_open_for_its_time() -> None:
@@ -131,9 +135,9 @@ def test_a_half_open_worker_has_one_probe_at_a_time() -> None:
 def test_good_probes_in_a_row_close_it() -> None:
     bench = half_open()
     bench.probe(True)
-    assert (bench.circuit(), bench.worker.failing) == (Circuit.HALF_OPEN, True)
+    assert (bench.circuit(), bench.remembered()) == (Circuit.HALF_OPEN, True)
     bench.probe(True)
-    assert (bench.circuit(), bench.worker.failing) == (Circuit.CLOSED, False)
+    assert (bench.circuit(), bench.remembered()) == (Circuit.CLOSED, False)
     assert not bench.place()
     assert bench.changes == [Circuit.OPEN, Circuit.HALF_OPEN, Circuit.CLOSED]
 
@@ -195,9 +199,27 @@ def test_a_worker_is_failing_until_its_last_failure_is_out_of_the_window() -> No
     failing = []
     for secs in (60, 0.1):
         bench.wait(secs)
-        failing.append(bench.worker.failing)
+        failing.append(bench.remembered())
     bench.fail(1)
-    assert [*failing, bench.worker.failing] == [True, False, True]
+    assert [*failing, bench.remembered()] == [True, False, True]
+
+
+@pytest.mark.parametrize(("between", "circuit"), [(1, Circuit.OPEN), (2, Circuit.CLOSED)])
+def test_failures_that_are_few_among_many_open_nothing(between: int, circuit: Circuit) -> None:
+    bench = Bench()
+    for _ in range(20):
+        bench.fail(1)
+        for _ in range(between):
+            bench.end(True)
+    assert bench.circuit() is circuit
+
+
+def test_a_busy_worker_that_breaks_is_taken_out() -> None:
+    bench = Bench()
+    for _ in range(1000):
+        bench.end(True)
+    bench.fail(3)
+    assert bench.circuit() is Circuit.OPEN
 
 
 def test_workers_do_not_share_failures() -> None:
@@ -215,13 +237,13 @@ def test_a_removed_worker_is_forgotten_and_not_remembered_by_its_last_requests()
     bench = Bench()
     bench.fail(2)
     bench.registry.remove(bench.worker)
-    assert not bench.worker.failing
+    assert not bench.remembered()
     bench.fail(5)
-    assert (bench.circuit(), bench.worker.failing, bench.changes) == (Circuit.CLOSED, False, [])
+    assert (bench.circuit(), bench.remembered(), bench.changes) == (Circuit.CLOSED, False, [])
     again = Worker(bench.worker.url, Health.UP)
     bench.registry.add(again)
     bench.fail(5)  # of the worker that is gone
-    assert (again.circuit, again.failing) == (Circuit.CLOSED, False)
+    assert again.circuit is Circuit.CLOSED
 
 
 def test_a_worker_removed_while_its_breaker_is_open_is_not_half_opened() -> None:
@@ -254,7 +276,8 @@ class BreakerMachine(RuleBasedStateMachine):
         self.bench = Bench(self.settings)
         self.expected = Circuit.CLOSED
         self.since = self.bench.now
-        self.failed: list[float] = []  # since it was closed
+        self.failed: list[tuple[float, int]] = []  # since it was closed: when, the how-many-th end
+        self.ended = 0
         self.good = 0  # probes in a row
         self.open: list[bool] = []  # requests under way: whether each is a probe
 
@@ -272,6 +295,7 @@ class BreakerMachine(RuleBasedStateMachine):
             return
         probe = self.open.pop(which % len(self.open))
         self.bench.end(ok, probe)
+        self.ended += 1
         if probe and ok is False:
             self.become(Circuit.OPEN)
         elif probe and ok:
@@ -279,10 +303,15 @@ class BreakerMachine(RuleBasedStateMachine):
             if self.good == self.settings.successes:
                 self.become(Circuit.CLOSED)
         elif ok is False and self.expected is Circuit.CLOSED:
-            self.failed.append(self.bench.now)
-            recent = [at for at in self.failed if at >= self.bench.now - self.settings.window_secs]
-            if len(recent) >= self.settings.failures:
+            self.failed.append((self.bench.now, self.ended))
+            needed = self.settings.failures
+            last = self.recent()[-needed:]
+            if len(last) == needed and 2 * needed > self.ended - last[0][1]:
                 self.become(Circuit.OPEN)
+
+    def recent(self) -> list[tuple[float, int]]:
+        oldest = self.bench.now - self.settings.window_secs
+        return [failure for failure in self.failed if failure[0] >= oldest]
 
     @rule(secs=st.integers(1, 4))
     def wait(self, secs: int) -> None:
@@ -299,9 +328,8 @@ class BreakerMachine(RuleBasedStateMachine):
             self.expected is Circuit.CLOSED
             or (self.expected is Circuit.HALF_OPEN and True not in self.open)
         )
-        remembered = [at for at in self.failed if at >= self.bench.now - self.settings.window_secs]
-        if remembered or self.expected is not Circuit.CLOSED:
-            assert self.bench.worker.failing
+        if self.recent() or self.expected is not Circuit.CLOSED:
+            assert self.bench.remembered()
 
 
 BreakerMachine.TestCase.settings = settings(deadline=None)

@@ -119,7 +119,7 @@ class DispatchMachine(RuleBasedStateMachine):
     @rule(decision=decisions)
     def first_byte(self, decision: Decision) -> None:
         if decision in self.open and decision not in self.first_bytes:
-            self.dispatcher.first_byte(decision)
+            self.dispatcher.first_byte(decision, None)
             self.first_bytes.append(decision)
 
     @rule(decision=consumes(decisions), engine_ok=st.sampled_from([True, False, False, None]))

@@ -176,7 +176,7 @@ def test_prompt_tokens_are_pending_until_the_first_byte() -> None:
     worker = bench.workers[0]
     first, second = bench.dispatch(body("x" * 400)), bench.dispatch(body("x" * 80))
     assert worker.pending_tokens == worker.unreported_tokens == 120
-    bench.dispatcher.first_byte(first)
+    bench.dispatcher.first_byte(first, None)
     assert (worker.pending_tokens, worker.unreported_tokens) == (20, 120)
     bench.complete(first)
     assert worker.pending_tokens == 20

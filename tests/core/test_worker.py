@@ -158,7 +158,7 @@ def test_who_is_available(health: Health, circuit: Circuit, probing: bool) -> No
 def test_a_new_worker_is_unknown_and_idle() -> None:
     worker = Worker("http://engine:8000")
     assert (worker.health, worker.load, worker.streak) == (Health.UNKNOWN, 0, 0)
-    assert (worker.circuit, worker.probing, worker.failing) == (Circuit.CLOSED, False, False)
+    assert (worker.circuit, worker.probing, worker.ended) == (Circuit.CLOSED, False, 0)
     assert (worker.pending_tokens, worker.unreported_tokens) == (0, 0)
     assert (worker.metrics, worker.ttft_ms) == (None, None)
 

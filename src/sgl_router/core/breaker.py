@@ -23,7 +23,8 @@ class BreakerSettings:
     """When a breaker opens and closes (defaults: sglang-router's).
 
     Attributes:
-        failures: within `window_secs` open it.
+        failures: within `window_secs` open it, where they are at least half of what ended since
+            the first of them.
         successes: good probes in a row close it.
         open_secs: how long it is open before the first probe.
         window_secs: how old a failure may be to count.
@@ -47,14 +48,15 @@ class _Record:
 
     Attributes:
         since: when its breaker came into the state that it is in.
-        marks: when the events happened that count towards leaving that state; fewer than it takes.
+        marks: the events that count towards leaving that state, fewer than it takes: when each was,
+            and how many requests had ended on the worker by then.
     """
 
     __slots__ = ("marks", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
-        self.marks: list[float] = []
+        self.marks: list[tuple[float, int]] = []
 
 
 class BreakerTable:
@@ -111,7 +113,6 @@ class BreakerTable:
     def forget(self, worker: Worker) -> None:
         """The worker is gone, or nothing is left to remember of it."""
         self._records.pop(worker, None)
-        worker.failing = False
 
     def _count(self, worker: Worker, event: _Event, now: float) -> None:
         transition = self._transitions.get((worker.circuit, event))
@@ -122,13 +123,23 @@ class BreakerTable:
             if self._registry.get(worker.url) is not worker:
                 return  # removed while it had the request: nobody would forget it again
             record = self._records[worker] = _Record(now)
-            worker.failing = True
         if event is _Event.FAILURE:
             self._drop_old(record, now)
-        record.marks.append(now)
+        record.marks.append((now, worker.ended))
         needed, following = transition
-        if len(record.marks) >= needed:
+        if len(record.marks) < needed:
+            return
+        if event is _Event.FAILURE and not self._prevail(record.marks):
+            del record.marks[0]
+        else:
             self._change(worker, following, now)
+
+    def _prevail(self, marks: list[tuple[float, int]]) -> bool:
+        """Whether the failures are at least half of what ended since the first of them.
+
+        A busy worker of which one request in ten thousand fails must not be taken out.
+        """
+        return 2 * len(marks) >= marks[-1][1] - marks[0][1] + 1
 
     def _change(self, worker: Worker, circuit: Circuit, now: float) -> None:
         self._registry.set_circuit(worker, circuit)
@@ -141,4 +152,4 @@ class BreakerTable:
 
     def _drop_old(self, record: _Record, now: float) -> None:
         oldest = now - self._settings.window_secs
-        record.marks = [at for at in record.marks if at >= oldest]
+        record.marks = [mark for mark in record.marks if mark[0] >= oldest]

@@ -138,8 +138,9 @@ class Dispatcher:
         if used.keeps_prefixes:
             request.prefix = self._prefixes.match(workers.pool, request.text or "")
         started = self._clock_ns()
-        if request.target is not None and request.target in workers.eligible:
-            index: int | None = request.target
+        target = request.target
+        if target is not None and 0 <= target < len(workers) and workers.healthy[target]:
+            index: int | None = target
         else:
             try:
                 index = policy.select_worker(workers, request)
@@ -187,10 +188,17 @@ class Dispatcher:
         model = request.model if self.registry.models else None
         return bool(self.registry.view(excluded, role, model).eligible)
 
-    def first_byte(self, decision: Decision) -> None:
-        """The answer has begun: the prompt has been worked through."""
-        decision.worker.pending_tokens -= decision.pending_tokens
+    def first_byte(self, decision: Decision, engine_ok: bool | None) -> None:
+        """The answer has begun: the prompt has been worked through, and a probe has its result.
+
+        A stream may last for half an hour, and the others need not wait for its end.
+        """
+        worker = decision.worker
+        worker.pending_tokens -= decision.pending_tokens
         decision.pending_tokens = 0
+        if decision.probe and self._breakers is not None and engine_ok:
+            decision.probe = False
+            self._breakers.settle(worker, True, self._clock_ns() / 1e9, probe=True)
 
     def complete(self, decision: Decision, outcome: Outcome) -> None:
         """Give the load back and pass on what was learnt; exactly once for each decision."""
@@ -198,9 +206,9 @@ class Dispatcher:
         decision.open = False
         worker = decision.worker
         worker.load -= 1
+        worker.ended += 1
         assert worker.load >= 0, "no more loads are given back than were taken"
-        if decision.pending_tokens:
-            self.first_byte(decision)
+        worker.pending_tokens -= decision.pending_tokens
         ttft = outcome.ttft_ms
         if ttft is not None:
             before = worker.ttft_ms
@@ -208,11 +216,15 @@ class Dispatcher:
         if self._breakers is not None and (outcome.engine_ok is False or decision.probe):
             now = self._clock_ns() / 1e9
             self._breakers.settle(worker, outcome.engine_ok, now, probe=decision.probe)
+        if self.on_complete is not None:  # told first: with a worker goes what is counted for it
+            self.on_complete(decision, outcome)
         if not worker.load and worker.health is Health.DRAINING:
             self.registry.remove(worker)
         decision.policy.on_request_complete(outcome)
-        if self.on_complete is not None:
-            self.on_complete(decision, outcome)
+
+    def forget_prefixes(self, worker: Worker) -> None:
+        """The worker's engine has dropped its prefix cache."""
+        self._prefixes.forget(worker)
 
     def expire(self) -> None:
         """Let breakers that have been open long enough try again; called now and then."""

@@ -122,13 +122,18 @@ def _string(value: object) -> str | None:
 def _routing_text(body: dict[str, Any]) -> str:
     messages = body.get("messages")
     if isinstance(messages, list):
-        contents = [m.get("content") for m in messages if isinstance(m, dict)]
-        contents.insert(0, body.get("system"))
-        return " ".join(text for content in contents for text in _texts(content))
-    for key in _TEXT_KEYS:
-        if body.get(key) is not None:
-            return " ".join(_texts(body[key]))
-    return ""
+        texts = _texts(body.get("system"))
+        for message in messages:
+            if isinstance(message, dict):
+                content = message.get("content")
+                if type(content) is str and content:  # as most are
+                    texts.append(content)
+                else:
+                    texts += _texts(content)
+    else:
+        values = (body[key] for key in _TEXT_KEYS if body.get(key) is not None)
+        texts = _texts(next(values, None))
+    return texts[0] if len(texts) == 1 else " ".join(texts)
 
 
 def _texts(value: object) -> list[str]:

@@ -72,7 +72,7 @@ class Worker:
         health: see `Health`; changed by `WorkerRegistry.set_health` only.
         streak: health observations in a row that spoke against `health`.
         circuit, probing: its breaker's; changed by `WorkerRegistry.set_circuit` only.
-        failing: whether its breaker remembers failures, or is not closed.
+        ended: requests that have ended on it.
     """
 
     __slots__ = (
@@ -81,7 +81,7 @@ class Worker:
         "bootstrap_port",
         "circuit",
         "cost",
-        "failing",
+        "ended",
         "health",
         "host",
         "id",
@@ -139,7 +139,7 @@ class Worker:
         self.streak = 0
         self.circuit = Circuit.CLOSED
         self.probing = False
-        self.failing = False
+        self.ended = 0
 
     def _locate(self, url: str) -> None:
         try:
@@ -184,6 +184,5 @@ class Worker:
 def _refused(url: str, why: str) -> ConfigError:
     shown = url.partition("?")[0].rpartition("@")[2] if "@" in url or "?" in url else url
     return ConfigError(
-        f"worker URL {shown!r:.300}: {why}; expected http://HOST:PORT or https://HOST:PORT, "
-        "several of them separated by spaces (option --worker-urls)"
+        f"worker URL {shown!r:.300}: {why}; expected http://HOST:PORT or https://HOST:PORT"
     )

@@ -9,6 +9,7 @@ from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError
 from sgl_router.gateway.context import GatewayContext
+from sgl_router.gateway.forwarding import speaks_for_engine
 from sgl_router.gateway.upload import Upload
 from sgl_router.gateway.upstream import EngineConnection, ResponseReceiver
 
@@ -97,10 +98,11 @@ class Attempt:
             and self._context.clock() - self.sent_at < IDLE_CLOSE_SECS
         )
 
-    def first_byte(self) -> None:
+    def first_byte(self, status: int) -> None:
         """The answer's body has begun."""
-        if self._decision.pending_tokens:
-            self._context.dispatcher.first_byte(self._decision)
+        decision = self._decision
+        if decision.pending_tokens or decision.probe:
+            self._context.dispatcher.first_byte(decision, speaks_for_engine(status))
 
     def end(self, *, keep: bool) -> None:
         """The answer is complete: keep the connection, if all of the request was taken, or not."""

@@ -93,7 +93,7 @@ class PrefillLeg:
                 self._status = event.status
                 self._keep_alive = event.keep_alive
                 self._content_type = event.get(b"content-type") or self._content_type
-                self._attempt.first_byte()
+                self._attempt.first_byte(event.status)
 
     def on_engine_lost(self, events: list[ResponseEvent]) -> None:
         if events == [END]:

@@ -240,7 +240,7 @@ class Exchange(RequestHandler):
                 assert answer is not None and self._attempt is not None, "its head has come"
                 if answer.first_byte_at is None:
                     answer.first_byte_at = self._context.clock()
-                    self._attempt.first_byte()
+                    self._attempt.first_byte(answer.status)
                 out += answer.piece(event)
             elif type(event) is ResponseHead:
                 answer = self._begin_answer(event, complete=events[-1] is END)
