@@ -4,7 +4,8 @@ They are plain so that adding costs little; `exposition.py` turns them into the 
 when somebody asks.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 
 from sgl_router.telemetry.catalogue import OTHER
 
@@ -26,7 +27,7 @@ class Histogram:
 
     Attributes:
         counts: one for each bound, of the values above the bound before it and up to it; then one
-            of those above all of them. `bisect_left` of the bounds finds the place of a value.
+            of those above all of them.
         total: the sum of the values, in their unit.
     """
 
@@ -36,6 +37,17 @@ class Histogram:
         """`bounds` is how many there are."""
         self.counts = [0] * (bounds + 1)
         self.total = 0.0
+
+    def add(self, values: Iterable[float], bounds: Sequence[float]) -> None:
+        """Add values; `bounds` are in their unit, ascending, as many as there are."""
+        ordered = sorted(values)
+        below = 0
+        for place, bound in enumerate(bounds):
+            up_to = bisect_right(ordered, bound)
+            self.counts[place] += up_to - below
+            below = up_to
+        self.counts[-1] += len(ordered) - below
+        self.total += sum(ordered)
 
 
 class Tally:

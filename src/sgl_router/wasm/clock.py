@@ -7,7 +7,7 @@ thread that woke every millisecond made a request with a plugin cost half as muc
 timer calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD): no Python runs for a tick, and
 ticks are exact however busy the interpreter is. A forked child has no such timer.
 
-The C library makes a short-lived thread for each tick. That costs two to five percent of a core
+The C library makes a short-lived thread for each tick. That costs one to three percent of a core
 while the clock runs, and it says nothing where a thread cannot be made (a limit on processes) or
 comes late (a machine under load). A Python thread that looks once a second is the net below it: it
 ends a call that the timer missed.
@@ -23,8 +23,15 @@ from collections.abc import Callable
 import wasmtime
 from wasmtime import _ffi
 
-TICK_NS = 1_000_000
-"""One tick of the epoch, the unit of every limit: a millisecond."""
+TICK_MS = 2
+"""One tick of the epoch. A call may take a tick longer than its limit; each tick makes a thread, and
+at one a millisecond that was a twentieth of what a busy router's CPU did."""
+
+
+def ticks(limit_ms: int) -> int:
+    """From a call's beginning to its end, which may be due anywhere within the first of them."""
+    return -(-limit_ms // TICK_MS) + 1
+
 
 PARK_AFTER_SECS = 35.0
 """Longer than the longest call that is allowed, so that the clock never parks during one."""
@@ -91,7 +98,7 @@ class CallTime:
 
 
 class EpochClock:
-    """Advances the epoch of `engine` by one tick for each millisecond, while anybody asks.
+    """Advances the epoch of `engine` while anybody asks.
 
     It parks when no call has begun for a while, so that an idle router sleeps.
 
@@ -121,7 +128,7 @@ class EpochClock:
         self.ticking = False
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._set(TICK_NS)
+        self._set(TICK_MS * 1_000_000)
         self._watch = threading.Thread(target=self._run, name="wasm-clock", daemon=True)
         self._watch.start()
 
@@ -137,7 +144,7 @@ class EpochClock:
         with self._lock:
             if self._closed.is_set():
                 return False
-            self._set(TICK_NS)
+            self._set(TICK_MS * 1_000_000)
             return True
 
     def late(self, now: float) -> list[int]:
@@ -159,7 +166,7 @@ class EpochClock:
         while not self._closed.wait(LOOK_SECS):
             now = time.monotonic()
             for limit_ms in self.late(now):
-                for _ in range(limit_ms + 1):
+                for _ in range(ticks(limit_ms)):
                     self._advance(self._engine.ptr())
             if self.ticking and now - self.used_at > PARK_AFTER_SECS:
                 self._park()

@@ -7,6 +7,7 @@ import wasmtime
 
 from sgl_router.errors import DecisionError, FailureKind
 from sgl_router.wasm.calls import deadline_setter, guest_function
+from sgl_router.wasm.clock import ticks
 from sgl_router.wasm.clock import NEVER
 from sgl_router.wasm.driver import Driver, GuestError
 from sgl_router.wasm.printable import printable
@@ -42,7 +43,7 @@ class Instance:
         except wasmtime.WasmtimeError as error:  # its private folder is gone
             raise self._failed("trap", printable(_last_line(error), 300)) from None
         # One tick more, since the one under way may end at once.
-        self._set_deadline = deadline_setter(self._store, limit_ms + 1)
+        self._set_deadline = deadline_setter(self._store, ticks(limit_ms))
         self._stop = deadline_setter(self._store, 0)
         self._begin(now_ms=0, entropy=0)
         self._driver = self._bounded(self._start, b"")

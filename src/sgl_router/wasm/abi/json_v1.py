@@ -63,10 +63,10 @@ class PluginState:
     def _changed_by(self, patch: dict[str, Any]) -> bool:
         """False only where nothing changes; what Python takes for equal can differ in JSON."""
         for key, value in patch.items():
+            if isinstance(value, (float, list, dict)):  # 0.0 and -0.0, [1] and [true]
+                return True
             before = self.values.get(key)
             if type(value) is not type(before) or value != before:
-                return True
-            if isinstance(value, (float, list, dict)):  # 0.0 and -0.0, [1] and [true]
                 return True
         return False
 
