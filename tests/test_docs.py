@@ -48,3 +48,16 @@ def _headings(text: str) -> int:
 
 def _figures(text: str) -> list[str]:
     return sorted(re.findall(r"\d+(?:\.\d+)? ?µs", text))
+
+
+def test_each_test_that_behavior_names_is_there() -> None:
+    text = (ROOT / "docs/behavior.md").read_text(encoding="utf-8")
+    files = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"`((?:tests/\w+/)?test_\w+\.py|test_\w+)`", text)
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in files.values())
+    missing = [
+        name
+        for name in named
+        if (Path(name).name not in files if name.endswith(".py") else f"def {name}(" not in sources)
+    ]
+    assert named and not missing

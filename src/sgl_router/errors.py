@@ -28,7 +28,10 @@ class RouterError(Exception):
 
 
 class ConfigError(RouterError):
-    """A setting that cannot be used; the message names the option."""
+    """A setting that cannot be used.
+
+    The message names the option, but for a URL that `Worker` refuses: who was given it adds where.
+    """
 
 
 class PluginRefused(RouterError):
@@ -108,7 +111,12 @@ class RequestError(RouterError):
     @property
     def type(self) -> str:
         """The OpenAI API's coarse class of error."""
-        words = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        words = {
+            401: "authentication_error",
+            403: "permission_error",
+            404: "not_found_error",
+            429: "rate_limit_error",
+        }
         if self.status in words:
             return words[self.status]
         return "invalid_request_error" if self.status < 500 else "server_error"

@@ -33,6 +33,7 @@ class Asked:
     path: str
     method: bytes
     headers: bytes
+    body: bytes
 
 
 @dataclass
@@ -64,7 +65,7 @@ class FakeEngines:
     ) -> tuple[int, bytes, bytes]:
         assert timeout_secs > 0
         assert re.fullmatch(rb"(?:[!-9;-~]+: [^\r\n]+\r\n)*", headers), "whole lines"
-        self.asked.append(Asked(worker.url, path, method, headers))
+        self.asked.append(Asked(worker.url, path, method, headers, body))
         answer = self.answers.get((worker.url, path), (404, b"", b""))
         if isinstance(answer, Exception):
             raise answer
@@ -88,6 +89,8 @@ class Router:
         engines: what is behind the workers.
         drained: the workers that were drained.
         ready: what `verify_ready` says.
+        running: the workers of requests under way, by the requests' ids.
+        flushed: the workers whose engines have dropped their caches.
         draining: whether the router is about to stop.
     """
 
@@ -107,6 +110,8 @@ class Router:
         self.settings = settings or AdminSettings()
         self.drained: list[Worker] = []
         self.ready = True
+        self.running: dict[str, Worker] = {}
+        self.flushed: list[Worker] = []
         self.draining = False
         self.control = ControlPlane(
             registry=self.registry,
@@ -116,6 +121,8 @@ class Router:
             draining=lambda: self.draining,
             verify_ready=self._verify_ready,
             render_metrics=_render_metrics,
+            running_on=self.running.get,
+            cache_flushed=self.flushed.append,
             settings=self.settings,
         )
 
@@ -186,7 +193,7 @@ def workers_error_of(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, code
 
 
-def _render_metrics(accept: str) -> tuple[bytes, str]:
+async def _render_metrics(accept: str) -> tuple[bytes, str]:
     if "openmetrics" in accept:
         return b"# EOF\n", "application/openmetrics-text; version=1.0.0; charset=utf-8"
     return b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"

@@ -147,6 +147,7 @@ async def test_caches_are_flushed() -> None:
         "total_http_workers": 2,
         "total_workers": 2,
     }
+    assert router.flushed == list(router.registry)
     assert [(asked.method, asked.headers) for asked in router.engines.asked] == [
         (b"POST", b""),
         (b"POST", b"Authorization: Bearer engine-key\r\n"),
@@ -165,6 +166,7 @@ async def test_caches_that_are_not_flushed_are_named() -> None:
     assert body["status"] == "partial_success"
     assert (body["workers_flushed"], body["total_workers"]) == (1, 3)
     assert body["successful"] == [ONE]
+    assert [worker.url for worker in router.flushed] == [ONE]
     assert [failure["worker"] for failure in body["failed"]] == [TWO, THREE]
     assert all(failure.keys() == {"worker", "error"} for failure in body["failed"])
 

@@ -5,8 +5,9 @@ import logging
 import httpx
 import pytest
 
-from sgl_router.admin.app import CORS_METHODS, EXPOSED_HEADERS
+from sgl_router.admin.app import CORS_METHODS
 from sgl_router.admin.control import AdminSettings
+from sgl_router.gateway.context import EXPOSED_HEADERS
 from tests.admin.support import ADMIN_KEY, API_KEY, LOCAL, REMOTE, Router, error_of
 
 ONE = "http://one:8000"
@@ -38,6 +39,7 @@ async def test_unknown_paths(path: str) -> None:
         ("POST", "/v1/models", {"GET", "HEAD"}),
         ("POST", "/openapi.json", {"GET", "HEAD"}),
         ("GET", "/flush_cache", {"POST"}),
+        ("GET", "/abort_request", {"POST"}),
         ("QUERY", "/get_loads", {"GET", "HEAD"}),
     ],
 )

@@ -1,5 +1,6 @@
 """The router as a process of its own, started as a user starts it."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -17,6 +18,19 @@ class RouterProcess:
     process: subprocess.Popen[str]
     url: str
     log: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def next_line(self) -> str:
+        """The next line of its log."""
+        assert self.process.stderr is not None
+        return await asyncio.to_thread(self.process.stderr.readline)
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        return await asyncio.to_thread(self.process.wait, 30)
 
 
 @contextmanager

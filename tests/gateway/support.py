@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -95,23 +96,30 @@ Script = Callable[[EngineSocket], Awaitable[None]]
 
 
 class ScriptedEngine:
-    """Runs a script for each connection."""
+    """Runs a script for each connection; over TLS where it is given a context."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.url = ""
 
     async def __aenter__(self) -> "ScriptedEngine":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        scheme = "http" if self._tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Refuse connections from now on, and close those that there are."""
         assert self._server is not None
         self._server.close()
+        await settle()  # connections that were accepted just before
         for task in self._tasks:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -182,8 +190,8 @@ async def running(
     on_complete = None if placements is None else placements.add
     server = RouterServer(config, entropy=entropy, on_complete=on_complete)
     before = asyncio.all_tasks()
-    await server.start()
     try:
+        await server.start()
         yield server
     finally:
         await server.stop(0)
@@ -271,9 +279,16 @@ class Client:
                 return True
 
 
+class Listening(Protocol):
+    """A router that can be connected to."""
+
+    @property
+    def port(self) -> int: ...
+
+
 @asynccontextmanager
-async def connected(server: RouterServer) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+async def connected(server: Listening, tls: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=tls)
     try:
         yield Client(reader, writer)
     finally:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
+from sgl_router.gateway import gateway
 from tests.gateway.hostile import (
     POST,
     Stage,
@@ -29,8 +30,11 @@ either = pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "bytew
 
 @pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[Stage]:
-    async with staged() as made:
-        yield made
+    """Its idle connections are not closed for their age: only a fault closes one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "IDLE_SECS", float("inf"))
+        async with staged() as made:
+            yield made
 
 
 async def ask(stage: Stage, request: bytes = POST, method: bytes = b"POST") -> list[bytes]:

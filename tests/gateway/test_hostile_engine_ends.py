@@ -84,6 +84,9 @@ async def test_an_answer_that_breaks_off_anywhere_is_never_complete(
         seen, was_reset = await ask(stage, http10=http10)
         complete = len(seen) == 1 and seen[0].complete and not was_reset
         if complete and seen[0].status == 502:
+            if end == "fin":  # a reset may overtake what was sent before it
+                code = "call_upstream_protocol_error" if cut else "call_upstream_connect_error"
+                assert orjson.loads(seen[0].body)["error"]["code"] == code
             continue
         if framing == "connection" and cut >= begins and end == "fin":
             assert complete and seen[0].body == said[begins:cut]

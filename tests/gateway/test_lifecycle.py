@@ -1,7 +1,6 @@
 """Start, health over time, and the end: draining, and what is cut off."""
 
 import asyncio
-import signal
 from typing import Any
 
 import orjson
@@ -11,7 +10,6 @@ from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.worker import Health
 from sgl_router.errors import ConfigError, PluginRefused, ProtocolError
 from sgl_router.gateway.checks import HealthChecks
-from tests.end_to_end.process import launched
 from tests.gateway.support import (
     EngineSocket,
     ScriptedEngine,
@@ -161,29 +159,6 @@ async def test_what_takes_longer_than_the_grace_period_is_cut_off() -> None:
         with pytest.raises((ProtocolError, ConnectionError)):
             await answer
         await within(closed.wait())
-
-
-async def test_a_second_signal_ends_at_once() -> None:
-    got = asyncio.Event()
-
-    async def hangs(socket: EngineSocket) -> None:
-        await socket.request()
-        got.set()
-        await socket.request()
-
-    async with ScriptedEngine(hangs) as engine:
-        with launched("--worker-urls", engine.url, "--disable-health-check") as router:
-            port = int(router.url.rpartition(":")[2])
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: 2\r\n\r\n{}")
-            await within(got.wait())
-            router.process.send_signal(signal.SIGTERM)
-            assert router.process.stderr is not None
-            line = await asyncio.to_thread(router.process.stderr.readline)
-            assert "stopping" in line
-            router.process.send_signal(signal.SIGINT)
-            assert await within(asyncio.to_thread(router.process.wait)) == 1
-            writer.transport.abort()
 
 
 async def test_the_policy_is_swapped_by_name() -> None:

@@ -147,6 +147,7 @@ def test_many_empty_lines_are_not() -> None:
         (b"1.1", [b"CLOSE "], False),
         (b"1.0", [], False),
         (b"1.0", [b"Keep-Alive"], True),
+        (b"1.0", [b"x"], False),
         (b"1.0", [b"x,\tkeep-alive"], True),
         (b"1.0", [b"keep-alive, close"], False),
     ],
@@ -165,6 +166,20 @@ def test_nothing_is_read_after_close(after: bytes) -> None:
     head, end, error = requests(CLOSING + after)
     assert isinstance(head, RequestHead) and end is END
     assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize("connection", [b"close", b"x, close"])
+@pytest.mark.parametrize("request_bytes", [GET, POST, CHUNKED + b"1\r\nx\r\n0\r\n\r\n"])
+def test_nothing_is_read_after_close_in_another_piece_either(
+    request_bytes: bytes, connection: bytes
+) -> None:
+    data = request_bytes.replace(b"\r\n\r\n", b"\r\nConnection: %b\r\n\r\n" % connection, 1)
+    for pieces in ([data], [data[:-1], data[-1:]], single_bytes(data)):
+        parser = RequestParser()
+        assert feed(parser, pieces)[-1] is END
+        assert feed(parser, [b"\r\n"]) == []
+        (error,) = feed(parser, [GET])
+        assert isinstance(error, ProtocolError)
 
 
 def test_an_empty_line_after_close_is_no_request() -> None:
@@ -224,6 +239,9 @@ def test_a_head_just_within_the_limit() -> None:
     head, _ = one_request(data)
     assert head.get(b"x") == b"a" * (MAX_HEAD_BYTES - 32)
     assert refused_request(padded(MAX_HEAD_BYTES - 17)) == 431
+    first, end, error = requests(GET + padded(MAX_HEAD_BYTES - 17))
+    assert isinstance(first, RequestHead) and end is END
+    assert isinstance(error, ProtocolError) and error.status == 431
 
 
 def test_a_head_with_as_many_lines_as_may_be() -> None:
@@ -281,6 +299,14 @@ def test_what_never_ends_is_cut_off(beginning: bytes, more: bytes, limit: int, s
         fed += len(more) * step
     assert isinstance(events[-1], ProtocolError) and events[-1].status == 431
     assert fed > limit - len(beginning)
+
+
+def test_extensions_just_within_the_limit() -> None:
+    extension = b";" + b"a" * (MAX_EXTENSION_BYTES - 1)
+    _, body = one_request(CHUNKED + b"1%b\r\nx\r\n0\r\n\r\n" % extension)
+    assert body == b"x"
+    _, error = requests(CHUNKED + b"1%ba\r\nx\r\n0\r\n\r\n" % extension)
+    assert isinstance(error, ProtocolError) and error.status == 431
 
 
 def test_part_of_a_head_is_told_of() -> None:

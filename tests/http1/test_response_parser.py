@@ -101,6 +101,15 @@ def test_pieces_are_known_at_the_end_of_an_answer(answer: bytes, whole: int, byt
         assert parser.pieces == count
 
 
+def test_each_answer_is_counted_for_itself() -> None:
+    """Its pieces, and the interim answers before it."""
+    parser = ResponseParser()
+    interim = b"HTTP/1.1 102 P\r\n\r\n" * MAX_INTERIM_ANSWERS
+    for answer, pieces in ((OK, 1), (b"HTTP/1.1 204 N\r\n\r\n", 0), (OK, 1), (EMPTY, 0)):
+        assert feed(parser, [interim + answer])[-1] is END
+        assert parser.pieces == pieces
+
+
 def test_pieces_of_a_body_that_the_connection_ends() -> None:
     parser = ResponseParser()
     feed(parser, [b"HTTP/1.1 200 OK\r\n\r\n", b"a", b"b"])
@@ -255,6 +264,19 @@ def test_bytes_after_an_answer_that_closes_are_an_error() -> None:
     head, end, error = responses(closing + OK)
     assert isinstance(head, ResponseHead) and end is END
     assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize("answer", [OK, EMPTY, CHUNKED + b"1\r\nx\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("connection", [b"close", b"x, close"])
+def test_bytes_after_an_answer_that_closes_in_another_piece_are_too(
+    answer: bytes, connection: bytes
+) -> None:
+    data = answer.replace(b"\r\n", b"\r\nConnection: %b\r\n" % connection, 1)
+    for pieces in ([data], [data[:-1], data[-1:]], single_bytes(data)):
+        parser = ResponseParser()
+        assert feed(parser, pieces)[-1] is END
+        (error,) = feed(parser, [OK])
+        assert isinstance(error, ProtocolError)
 
 
 @pytest.mark.parametrize(

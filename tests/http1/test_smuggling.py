@@ -7,11 +7,33 @@ import pytest
 
 from sgl_router.errors import ProtocolError
 from sgl_router.http1.head import END
-from sgl_router.http1.request import RequestHead
-from sgl_router.http1.response import ResponseHead
-from tests.http1.feeding import one_request, one_response, refused_request, requests, responses
+from sgl_router.http1.request import RequestHead, RequestParser
+from sgl_router.http1.response import ResponseHead, ResponseParser
+from tests.http1.feeding import (
+    feed,
+    one_request,
+    one_response,
+    refused_request,
+    requests,
+    responses,
+)
 
+CODING = b"Transfer-Encoding: chunked\r\n\r\n"
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: router\r\n\r\n"
+
+START: dict[type[RequestParser | ResponseParser], bytes] = {
+    RequestParser: b"POST / HTTP/1.1\r\nHost: r\r\n",
+    ResponseParser: b"HTTP/1.1 200 OK\r\n",
+}
+
+
+def begun(make: type[RequestParser | ResponseParser]) -> RequestParser | ResponseParser:
+    """A parser that has read a head with a chunked body to follow."""
+    parser = make()
+    (head,) = parser.feed(START[make] + CODING)
+    assert isinstance(head, RequestHead | ResponseHead)
+    return parser
+
 
 BAD_FRAMING = [
     b"Content-Length: 5\r\nTransfer-Encoding: chunked",
@@ -241,6 +263,69 @@ def test_chunks_that_are_refused(chunks: bytes) -> None:
     assert isinstance(first, RequestHead)
     assert body in ([], [b"hello"])
     assert isinstance(error, ProtocolError) and error.status == 400
+
+
+LOOKS_LIKE = [
+    b"GET / HTTP/1.1\r\nHost: r\r\nContent-Length: 1\r\n\r\nx",
+    b"GET / HTTP/1.1\r\nHost: r\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+    b"HTTP/1.1 204 OK\r\n\r\n",
+    b"\r\n",
+]
+
+
+@pytest.mark.parametrize("looks", LOOKS_LIKE)
+@pytest.mark.parametrize("make", [RequestParser, ResponseParser])
+@pytest.mark.parametrize("before", [b"", b"a"])
+def test_content_that_looks_like_a_message_is_content(
+    make: type[RequestParser | ResponseParser], looks: bytes, before: bytes
+) -> None:
+    """However it is cut: a piece of it may look like all of a message."""
+    size = b"%x\r\n%b" % (len(before + looks), before)
+    coded = feed(begun(make), [size, looks, b"\r\n0\r\n\r\n"])
+    assert coded == [before + looks, END]
+    length = b"Content-Length: %d\r\n\r\n" % len(before + looks)
+    head, *rest = feed(make(), [START[make] + length + before, looks])
+    assert isinstance(head, RequestHead | ResponseHead)
+    assert rest == [before + looks, END]
+
+
+@pytest.mark.parametrize("make", [RequestParser, ResponseParser])
+def test_a_value_that_looks_like_a_message_is_a_value(
+    make: type[RequestParser | ResponseParser],
+) -> None:
+    start_line = START[make].partition(b"\r\n")[0]
+    looks = START[make] + b"Content-Length: 0\r\n\r\n"
+    head, end = feed(make(), [start_line + b"\r\nX: ", looks])
+    assert isinstance(head, RequestHead | ResponseHead) and end is END
+    assert head.get(b"x") == start_line
+
+
+@pytest.mark.parametrize(
+    "piece", [b"5\r\nhelloXY", b"5\r\nhello\rX", b"5\r\nhello\nX", b"5\r\nhelloX\n"]
+)
+@pytest.mark.parametrize("make", [RequestParser, ResponseParser])
+def test_a_chunk_that_comes_alone_must_end_too(
+    make: type[RequestParser | ResponseParser], piece: bytes
+) -> None:
+    *body, error = feed(begun(make), [piece])
+    assert body == [b"hello"]
+    assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize("make", [RequestParser, ResponseParser])
+def test_content_that_looks_like_a_chunk_is_content(
+    make: type[RequestParser | ResponseParser],
+) -> None:
+    """Also where it comes alone."""
+    looks = b"5\r\nhello\r\n"
+    parser = begun(make)
+    assert feed(parser, [b"1c\r\n", looks, b"0\r\n\r\n", looks, b"abc\r\n"]) == [
+        looks + b"0\r\n\r\n" + looks + b"abc"
+    ]
+    assert feed(parser, [b"5\r\nhello", b"\r", b"\n" + looks]) == [b"hellohello"]
+    (error,) = feed(parser, [b"0\r\n", looks])
+    assert isinstance(error, ProtocolError)
 
 
 @pytest.mark.parametrize("chunks", BAD_CHUNKS)

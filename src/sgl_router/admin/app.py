@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
+from sgl_router.admin.aborts import Aborts
 from sgl_router.admin.control import ControlPlane
 from sgl_router.admin.document import DocumentedApp, described
 from sgl_router.admin.engines import Engines
@@ -16,11 +17,9 @@ from sgl_router.admin.replies import ErrorHandlers, LastResort
 from sgl_router.admin.schemas import ErrorBody
 from sgl_router.admin.security import Check, Guard, guarded
 from sgl_router.admin.workers import OlderClients, Workers, require_json
+from sgl_router.gateway.context import EXPOSED_HEADERS
 
 CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-
-EXPOSED_HEADERS = ("location", "retry-after", "x-request-id", "x-smg-routed-worker-id")
-"""What a page may read besides what any page may; on answers of engines too."""
 
 
 def create_app(control: ControlPlane) -> FastAPI:
@@ -56,6 +55,7 @@ def _add_routes(app: FastAPI, control: ControlPlane) -> None:
 
     data = _router("data plane", "api" if settings.api_key is not None else None, guard.data_plane)
     Models(control).add_routes(data)
+    Aborts(control).add_routes(data)
 
     workers = _router("workers", admin_key, guard.control_plane, require_json, refusable=refusable)
     Workers(control).add_routes(workers)

@@ -70,7 +70,10 @@ class ControlPlane:
         draining: whether the router is about to stop.
         verify_ready: asks workers that count as up whether they are, and takes note of those that
             are not; False where it knows that none is left. Takes half a second at most.
-        render_metrics: the metrics and their content type, for the client's `Accept`.
+        render_metrics: the metrics and their content type, for the client's `Accept`; other work
+            is done meanwhile.
+        running_on: the worker whose engine has the request of that id, where it is known.
+        cache_flushed: told of a worker whose engine has dropped its prefix cache.
         settings: keys and origins.
     """
 
@@ -80,5 +83,7 @@ class ControlPlane:
     drain_worker: Callable[[Worker], None]
     draining: Callable[[], bool]
     verify_ready: Callable[[], Awaitable[bool]]
-    render_metrics: Callable[[str], tuple[bytes, str]]
+    render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
+    running_on: Callable[[str], Worker | None]
+    cache_flushed: Callable[[Worker], None]
     settings: AdminSettings = AdminSettings()

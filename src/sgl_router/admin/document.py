@@ -25,9 +25,9 @@ _DESCRIPTIONS = {
 Responses = dict[int | str, dict[str, Any]]
 
 
-def described(status: int, model: type) -> Responses:
-    """An error's place in the document."""
-    return {status: {"model": model, "description": _DESCRIPTIONS[status]}}
+def described(status: int, model: type, description: str = "") -> Responses:
+    """An error's place in the document; `description`: where it is not the status's usual one."""
+    return {status: {"model": model, "description": description or _DESCRIPTIONS[status]}}
 
 
 CHANGE = described(403, ErrorBody)

@@ -117,6 +117,7 @@ class Engines:
         )
         if not 200 <= status < 300:
             raise EngineError(f"{worker.url}{path} answered {status}")
+        self._control.cache_flushed(worker)
 
     async def _tokens(self, worker: Worker) -> int:
         path = "/get_load"

@@ -54,5 +54,6 @@ class Probes:
 
     async def metrics(self, request: Request) -> Response:
         """The router's metrics, for Prometheus."""
-        body, content_type = self._control.render_metrics(request.headers.get("accept", ""))
+        accept = request.headers.get("accept", "")
+        body, content_type = await self._control.render_metrics(accept)
         return Response(body, headers={"Content-Type": content_type})

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 
 from sgl_router.core.worker import Role
 
@@ -224,6 +232,47 @@ class PartlyFlushed:
     total_workers: int
     successful: list[str]
     failed: list[FlushFailure]
+
+
+class AbortSpec(BaseModel):
+    """Which requests to stop, as SGLang is told; other keys are passed on to the engines."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["rid"], "properties": {"rid": {"type": "string", "minLength": 1}}},
+                {"required": ["abort_all"], "properties": {"abort_all": {"const": True}}},
+            ]
+        },
+    )
+
+    rid: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None, description="the request's id: its rid, or the one in its x-request-id"
+    )
+    abort_all: bool | None = Field(
+        default=None, description="stop all requests on all engines, whatever rid says"
+    )
+
+    @model_validator(mode="after")
+    def _names_something(self) -> "AbortSpec":
+        if not self.rid and not self.abort_all:
+            raise ValueError("expected rid, or abort_all: true")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """Engines have been told to stop requests; one that does not know an id ignores it."""
+
+    status: Annotated[
+        Literal["success", "partial_success"],
+        Field(description="partial_success: not all engines that were asked took it"),
+    ]
+    message: str
+    workers: Annotated[list[str], Field(description="the URLs of those that took it")]
 
 
 @dataclass(frozen=True, slots=True)

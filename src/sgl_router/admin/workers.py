@@ -97,7 +97,7 @@ class Workers:
         try:
             worker = _make(spec)
         except ConfigError as error:
-            raise WorkersError(400, "BAD_REQUEST", _without_option(error)) from error
+            raise WorkersError(400, "BAD_REQUEST", f"url: {error}") from error
         there = self._registry.get(worker.url)
         if there is not None:
             draining = ", which is draining" if there.health is Health.DRAINING else ""
@@ -232,13 +232,7 @@ def _regular(url: str) -> Worker:
     try:
         return Worker(url)
     except ConfigError as error:
-        raise RequestError(400, "bad_request", _without_option(error)) from error
-
-
-def _without_option(error: ConfigError) -> str:
-    """What was found, without what to expect on a command line."""
-    found, _, _ = str(error).partition("; expected")
-    return f"url: {found}; expected http://HOST:PORT or https://HOST:PORT"
+        raise RequestError(400, "bad_request", f"url: {error}") from error
 
 
 def _info(worker: Worker) -> WorkerInfo:

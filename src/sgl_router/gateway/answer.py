@@ -5,9 +5,19 @@ from sgl_router.errors import RequestError
 from sgl_router.gateway.context import GatewayContext
 from sgl_router.gateway.handler import ClientSide
 from sgl_router.gateway.replies import REQUEST_ID_HEADER, error_event
-from sgl_router.http1.head import LAST_CHUNK, chunk
+from sgl_router.http1.head import LAST_CHUNK, chunk, without
 from sgl_router.http1.request import RequestHead
 from sgl_router.http1.response import ResponseHead, encode_response_head
+
+_ENGINES_CORS = frozenset(
+    {
+        b"access-control-allow-credentials",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+    }
+)
+"""Left out where the router has a rule: engines allow everybody (SGLang and vLLM do unless told
+otherwise), and a browser takes two rules for none (Fetch standard, CORS check)."""
 
 
 class Answer:
@@ -44,6 +54,7 @@ class Answer:
         if response.get(REQUEST_ID_HEADER) is None:
             added += id_line
         if context.settings.cors_origins:
+            response.lines = without(response.lines, _ENGINES_CORS)
             added += context.cors(head)
         self.encoded_head, self.chunked = encode_response_head(
             response, to_http10=head.http10, keep_alive=self.keep_alive, added=added

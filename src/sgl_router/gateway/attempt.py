@@ -1,6 +1,7 @@
 """One placement of a request on one worker: the load that it counts, and the connection."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from sgl_router.core.dispatch import Decision
@@ -39,6 +40,7 @@ class Attempt:
 
     engine: EngineConnection | None = None
     sent_at = 0.0
+    _late = False
     _dial: asyncio.Task[None] | None = None
 
     def __init__(
@@ -87,6 +89,10 @@ class Attempt:
     def waited(self, now: float) -> float:
         """Seconds since the engine was sent the request's head."""
         return now - self.sent_at if self.engine is not None else 0.0
+
+    def blame(self) -> None:
+        """It took too long; that is its engine's fault, if it was not kept from answering."""
+        self._late = self.engine is not None and not self.engine.reading.held
 
     def closed_idle(self) -> bool:
         """Whether a lost connection was one that the engine was about to close anyway."""
@@ -142,9 +148,17 @@ class Attempt:
                 (context.clock() - started) * 1000,
                 pieces,
                 error,
-                engine_ok,
+                False if self._late else engine_ok,
             ),
         )
+
+
+def back_off(
+    context: GatewayContext, request: RequestView, then: Callable[[], None]
+) -> asyncio.TimerHandle:
+    """Have `then` called after the pause that comes before the attempt that `request` is at."""
+    pause_ms = context.settings.retry.backoff_ms(request.attempt - 1, request.entropy)
+    return context.loop.call_later(pause_ms / 1000, then)
 
 
 def another_may_try(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sgl_router.core.health import HealthTable
 from sgl_router.core.registry import WorkerRegistry
-from sgl_router.core.worker import Worker
+from sgl_router.core.worker import Role, Worker
 from sgl_router.errors import EngineError
 from sgl_router.gateway.fetch import Fetcher
 
@@ -17,14 +17,16 @@ DOUBT_SECS = 0.1
 """Between checks of a worker of which the last observation was bad: one that is dead is to be out
 within half a second, with three failures needed."""
 
-CONFIRM_SECS = 0.5
-"""For the checks that a question for readiness makes."""
-
-CONFIRMED_FOR_SECS = 1.0
+CONFIRMED_FOR_SECS = 0.5
 """How long the last good check of a worker speaks for it, when readiness is asked for."""
 
-AT_ONCE = 64
-"""Workers checked at a time when readiness is asked for."""
+CONFIRM_SECS = 0.5
+"""For the checks that a question for readiness makes; with the time above, readiness is taken back
+within a second, whether engines refuse connections or only do not answer any more."""
+
+WAVES = (4, 16, 64, 256)
+"""Workers asked then, one wave after the other: mostly the first one answers, and where many hang,
+one that does not is among the later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class HealthChecks:
         self._fetcher = fetcher
         self._doubts: dict[Worker, asyncio.Event] = {}
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
-        self._confirmed_at = float("-inf")
+        self._confirmed_at: dict[Role, float] = {}
 
     def start(self) -> None:
         self.table.on_change = self.suspect
@@ -89,32 +91,39 @@ class HealthChecks:
             doubt.set()
 
     async def confirm(self) -> bool:
-        """Whether an available worker answered a check within the last second, or does now."""
-        now = asyncio.get_running_loop().time()
-        if now - self._confirmed_at < CONFIRMED_FOR_SECS and self._available():
+        """Whether an available worker answered a check a moment ago, or does now; of a
+        disaggregated pool, one of each half.
+
+        True too where there are more workers than can be asked in the time.
+        """
+        roles = {worker.role for worker in self._registry if worker.available}
+        answers = zip(roles, await asyncio.gather(*map(self._confirm, roles)), strict=True)
+        up = {role for role, answered in answers if answered}
+        return "regular" in up or up >= {"prefill", "decode"}
+
+    async def _confirm(self, role: Role) -> bool:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._confirmed_at.get(role, float("-inf")) < CONFIRMED_FOR_SECS:
             return True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CONFIRM_SECS):
-                waiting = self._available()
-                while waiting:
-                    asked, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-                    if await self._any_answers(asked):
-                        return True
-        return False
-
-    def _available(self) -> list[Worker]:
-        return [worker for worker in self._registry if worker.available]
-
-    async def _any_answers(self, workers: list[Worker]) -> bool:
-        checks = [asyncio.create_task(self._check(worker)) for worker in workers]
+        workers = [w for w in self._registry if w.available and w.role == role]
+        waiting, checks = workers, set[asyncio.Task[bool]]()
         try:
-            for check in asyncio.as_completed(checks):
-                if await check:
-                    return True
+            for size in WAVES:
+                wave, waiting = waiting[:size], waiting[size:]
+                checks |= {asyncio.create_task(self._check(worker)) for worker in wave}
+                until = loop.time() + CONFIRM_SECS / len(WAVES)
+                while checks and (left := until - loop.time()) > 0:
+                    done, checks = await asyncio.wait(
+                        checks, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if any(check.result() for check in done):
+                        return True
         finally:
-            for task in checks:
-                task.cancel()
-        return False
+            for check in checks:
+                check.cancel()
+        for worker in workers:
+            self.suspect(worker)
+        return bool(waiting)
 
     def _add(self, worker: Worker) -> None:
         self._doubts[worker] = asyncio.Event()
@@ -161,8 +170,10 @@ class HealthChecks:
                 _log.warning("%s", error)
                 return False
             ok, why = False, str(error)
-        if ok:
-            self._confirmed_at = asyncio.get_running_loop().time()
         if self.table.observe(worker, ok):
             _log.log(logging.INFO if ok else logging.WARNING, "%r: %s", worker, why)
+        if not ok:
+            self.suspect(worker)
+        elif worker.available:
+            self._confirmed_at[worker.role] = asyncio.get_running_loop().time()
         return ok

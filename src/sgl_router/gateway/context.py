@@ -20,6 +20,11 @@ from sgl_router.http1.request import ASKED, RequestHead
 
 _log = logging.getLogger(__name__)
 
+EXPOSED_HEADERS = ("location", "retry-after", "x-request-id", "x-smg-routed-worker-id")
+"""What a page of another origin may read of an answer, besides what any page may."""
+
+_EXPOSE_LINE = b"Access-Control-Expose-Headers: %b\r\n" % ", ".join(EXPOSED_HEADERS).encode("ascii")
+
 Message = MutableMapping[str, Any]
 AsgiApp = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
@@ -138,13 +143,17 @@ class GatewayContext:
             )
 
     def cors(self, head: RequestHead) -> bytes:
-        """The header lines that let a page of another origin read the answer."""
+        """The header lines that let a page of another origin read the answer.
+
+        Where they depend on the origin, `Vary` says so on every answer, lest a cache gives one
+        page what was meant for another (Fetch standard, CORS protocol and HTTP caches).
+        """
         origins = self.settings.cors_origins
         if not origins:
             return b""
+        if b"*" in origins:
+            return b"Access-Control-Allow-Origin: *\r\n" + _EXPOSE_LINE
         origin = head.get(b"origin")
-        if origin is None or not (origin in origins or b"*" in origins):
-            return b""
-        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % (
-            b"*" if b"*" in origins else origin
-        )
+        if origin is None or origin not in origins:
+            return b"Vary: Origin\r\n"
+        return b"Vary: Origin\r\nAccess-Control-Allow-Origin: %b\r\n%b" % (origin, _EXPOSE_LINE)

@@ -34,17 +34,26 @@ class Deadlines:
         self._still = Stillness(-1, now)
 
     def missed(
-        self, now: float, upload: Upload, attempt: Attempt | None, *, answering: bool, held: bool
+        self, now: float, upload: Upload, attempt: Attempt | None, answering: bool, held: bool
     ) -> RequestError | None:
         """What took too long, or None.
 
         Args:
             now: the gateway's clock.
             upload: the request's body.
-            attempt: where the request is.
+            attempt: whose engine's turn it is; blamed where the client is not to blame.
             answering: whether the engine's answer has begun.
             held: whether the client is kept from sending.
         """
+        error = self._missed(now, upload, attempt, answering, held)
+        its_turn = upload.over or answering or held
+        if error is not None and error.status == 504 and its_turn and attempt is not None:
+            attempt.blame()
+        return error
+
+    def _missed(
+        self, now: float, upload: Upload, attempt: Attempt | None, answering: bool, held: bool
+    ) -> RequestError | None:
         settings = self._settings
         engine = attempt.engine if attempt is not None else None
         still = self._still.lasts(upload.received + (engine.pieces if engine else 0), now)

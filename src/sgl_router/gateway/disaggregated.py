@@ -9,13 +9,14 @@ The decode half is the exchange itself; the prefill half is a `PrefillLeg` besid
 
 import logging
 import secrets
+from functools import partial
 
 from sgl_router.core.disaggregation import sglang_bootstrap, splice, vllm_decode, vllm_prefill
 from sgl_router.core.dispatch import Decision
 from sgl_router.core.retry import RETRYABLE_STATUSES
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError, RequestError
-from sgl_router.gateway.attempt import Attempt
+from sgl_router.gateway.attempt import Attempt, back_off
 from sgl_router.gateway.context import GatewayContext, GatewaySettings
 from sgl_router.gateway.exchange import Exchange
 from sgl_router.gateway.forwarding import head_for, speaks_for_engine
@@ -42,23 +43,21 @@ class PrefillLeg:
         self, context: GatewayContext, decision: Decision, exchange: "DisaggregatedExchange"
     ) -> None:
         self._exchange = exchange
-        self._attempt = Attempt(context, decision, self, context.clock())
+        self.attempt = Attempt(context, decision, self, context.clock())
         self._message = (b"", b"")
-        self._content_type = b"application/json"
-        self._status: int | None = None
-        self._keep_alive = False
+        self._head: ResponseHead | None = None
         self._body: list[bytes] = []
         self._received = 0
         self.open = True
 
     @property
     def worker(self) -> Worker:
-        return self._attempt.worker
+        return self.attempt.worker
 
     def start(self, head: bytes, body: bytes) -> None:
         """Send the request."""
         self._message = head, body
-        self._attempt.start()
+        self.attempt.start()
 
     def abort(self) -> None:
         """Stop it, where it has not ended; that says nothing of the engine."""
@@ -90,31 +89,26 @@ class PrefillLeg:
                 self._failed(f"its answer: {event}", engine_ok=False, again=False)
                 return
             elif isinstance(event, ResponseHead):
-                self._status = event.status
-                self._keep_alive = event.keep_alive
-                self._content_type = event.get(b"content-type") or self._content_type
-                self._attempt.first_byte(event.status)
+                self._head = event
+                self.attempt.first_byte(event.status)
 
     def on_engine_lost(self, events: list[ResponseEvent]) -> None:
         if events == [END]:
             self._ended(reusable=False)
-        elif self._attempt.closed_idle():
-            self._attempt.redial()
+        elif self.attempt.closed_idle():
+            self.attempt.redial()
         else:
             # The decode engine cannot have begun without it: another pair may have the request.
-            again = self._status is None
+            again = self._head is None
             self._failed("it closed the connection", engine_ok=False, again=again)
 
     def _ended(self, *, reusable: bool) -> None:
-        status = self._status
-        assert status is not None, "an answer begins with its head"
-        self._attempt.end(keep=reusable and self._keep_alive)
-        ok = speaks_for_engine(status)
-        if status in RETRYABLE_STATUSES:
-            self._failed(f"answered {status}", engine_ok=ok, again=True)
-            return
-        self._close(None if status < 400 else f"answered {status}", ok)
-        self._exchange.on_prefill(status, self._content_type, b"".join(self._body))
+        head = self._head
+        assert head is not None, "an answer begins with its head"
+        status = head.status
+        self.attempt.end(keep=reusable and head.keep_alive)
+        self._close(None if status < 400 else f"answered {status}", speaks_for_engine(status))
+        self._exchange.on_prefill(self.worker, head, b"".join(self._body))
 
     def _failed(self, what: str, *, engine_ok: bool | None, again: bool) -> None:
         error = EngineError(f"prefill engine {self.worker.url}: {what}")
@@ -124,8 +118,9 @@ class PrefillLeg:
     def _close(self, error: str | None, engine_ok: bool | None) -> None:
         if self.open:
             self.open = False
-            self._attempt.abort()
-            self._attempt.complete(error, engine_ok, self._status, pieces=len(self._body))
+            self.attempt.abort()
+            status = self._head.status if self._head is not None else None
+            self.attempt.complete(error, engine_ok, status, pieces=len(self._body))
 
 
 class DisaggregatedExchange(Exchange):
@@ -143,53 +138,70 @@ class DisaggregatedExchange(Exchange):
         head = head_for(attempt.worker, self._head, self._id_added, len(body))
         attempt.send(head, body, head_request=False)
 
-    def on_prefill(self, status: int, content_type: bytes, body: bytes) -> None:
+    def on_prefill(self, worker: Worker, head: ResponseHead, body: bytes) -> None:
         """The prefill engine has answered."""
-        if status >= 400:
-            if self._answer is None:
-                self._pass_on(status, content_type, body)
+        if head.status >= 400:
+            if self._answer is None and not self._declined(worker, head.status):
+                self._pass_on(head, body)
         elif self._context.settings.pd_engine == "vllm":
-            try:
-                self._decode_body = vllm_decode(self._request.body, body)
-            except RequestError as error:
-                self._fail(error)
-            else:
-                super()._place()
+            self._or_fail(partial(self._hand_over, body))
+
+    def _hand_over(self, prefill_answer: bytes) -> None:
+        self._decode_body = vllm_decode(self._request.body, prefill_answer)
+        self._choose_decode()
+
+    def _declined(self, worker: Worker, status: int) -> bool:
+        """Whether the prefill engine has too much to do, and another pair is asked later."""
+        if status not in RETRYABLE_STATUSES or not self._exclude(worker):
+            return False
+        self._give_up_decode(f"the prefill engine answered {status}")
+        self._context.counters.count_retry(f"status_{status}")
+        self._backoff = back_off(self._context, self._request, self._place_again)
+        return True
+
+    def _overloaded(self, response: ResponseHead, *, complete: bool) -> bool:
+        if not super()._overloaded(response, complete=complete):
+            return False
+        if self._leg is not None:  # there is nobody any more whom it could meet
+            self._leg.abort()
+        return True
+
+    def _give_up_decode(self, why: str) -> None:
+        if self._attempt is not None:
+            self._attempt.abort()
+        self._complete(why, None)
 
     def on_prefill_failed(self, worker: Worker, error: EngineError, *, again: bool) -> None:
         """There will be no KV cache for the decode engine, unless it has begun to answer."""
         if self._answer is not None:
             _log.warning("request %.200s: %s", self._request.id, error)
             return
-        if self._attempt is not None:
-            self._attempt.abort()
-        self._complete(str(error), None)
+        self._give_up_decode(str(error))
         if again and self._exclude(worker):
             self._context.counters.count_retry("prefill")
             self._place()
         else:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
 
-    def _place(self) -> None:
+    def _choose(self) -> None:
         """Choose both engines, and send to the first of them, or to both."""
-        if self._queued or self._backoff is not None:
-            return
         if self._leg is not None:
             self._leg.abort()
         context, request = self._context, self._request
         request.body = self._upload.whole()
-        try:
-            if not request.json:
-                raise RequestError(400, "invalid_json", "the request's body is not a JSON object")
-            decision = context.dispatcher.dispatch(request, "prefill")
-        except RequestError as error:
-            self._fail(error)
-            return
+        if not request.json:
+            raise RequestError(400, "invalid_json", "the request's body is not a JSON object")
+        decision = context.dispatcher.dispatch(request, "prefill")
         self._leg = leg = PrefillLeg(context, decision, self)
         body = self._bodies(decision.worker)
         leg.start(head_for(decision.worker, self._head, self._id_added, len(body)), body)
         if context.settings.pd_engine == "sglang" and leg.open:
-            super()._place()
+            self._choose_decode()
+
+    def _choose_decode(self) -> None:
+        decision = self._context.dispatcher.dispatch(self._request, "decode")
+        self._attempt = attempt = Attempt(self._context, decision, self, self._started_at)
+        attempt.start()
 
     def _bodies(self, prefill: Worker) -> bytes:
         """What the prefill engine is sent; the decode engine's too, where it is known already."""
@@ -200,25 +212,31 @@ class DisaggregatedExchange(Exchange):
         self._decode_body = splice(request.body, added)
         return self._decode_body
 
-    def _decide(self) -> Decision:
-        return self._context.dispatcher.dispatch(self._request, "decode")
-
-    def _pass_on(self, status: int, content_type: bytes, body: bytes) -> None:
+    def _pass_on(self, response: ResponseHead, body: bytes) -> None:
         """Answer what the prefill engine has answered: the decode engine will not."""
-        head = self._head
+        head, status = self._head, response.status
         self._end(f"the prefill engine answered {status}", None)
         keep_alive = head.keep_alive and not self._context.draining
+        added = self._id_line + self._context.cors(head)
+        retry_after = response.get(b"retry-after")
+        if retry_after is not None:
+            added += b"Retry-After: %b\r\n" % retry_after
         self._client.write(
             encode_response(
                 status,
                 body,
-                content_type=content_type,
+                content_type=response.get(b"content-type") or b"application/json",
                 keep_alive=keep_alive,
-                added=self._id_line + self._context.cors(head),
+                added=added,
                 to_http10=head.http10,
             )
         )
         self._client.answered(keep_alive=keep_alive)
+
+    def _awaited(self) -> Attempt | None:
+        """The decode engine waits for the prefill engine, until it begins its answer."""
+        leg = self._leg
+        return leg.attempt if leg is not None and leg.open and not self._answer else self._attempt
 
     def _finish(self, error: str | None, engine_ok: bool | None, pieces: int) -> None:
         if self._leg is not None:

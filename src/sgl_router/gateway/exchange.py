@@ -14,14 +14,14 @@ An `Attempt` is one placement; the load that it counts is given back in `_comple
 
 import asyncio
 import logging
+from collections.abc import Callable
 
-from sgl_router.core.dispatch import Decision
 from sgl_router.core.request import RequestView
 from sgl_router.core.retry import RETRYABLE_STATUSES
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError, RequestError
 from sgl_router.gateway.answer import Answer
-from sgl_router.gateway.attempt import Attempt, another_may_try
+from sgl_router.gateway.attempt import Attempt, another_may_try, back_off
 from sgl_router.gateway.context import GatewayContext
 from sgl_router.gateway.deadlines import Deadlines
 from sgl_router.gateway.flow import Hold, ReadGate
@@ -131,7 +131,6 @@ class Exchange(RequestHandler):
         return self._queued or self._backoff is not None
 
     def on_client_gone(self) -> None:
-        """The engine may stop."""
         self._context.counters.count_aborted()
         self._end("the client closed the connection", None)
 
@@ -156,37 +155,41 @@ class Exchange(RequestHandler):
 
     def runs(self, id: str) -> Worker | None:
         """The worker that has this request, where `id` is its own (SGLang: `rid` in the body)."""
-        upload, request = self._upload, self._request
-        if upload.over and upload.replayable:
-            request.body = upload.whole()
-        found = id in (request.id, request.json.get("rid"))
-        return self._attempt.worker if found and self._attempt is not None else None
+        upload, rid = self._upload, None
+        if upload.over and upload.replayable and b'"rid"' in upload.whole():  # few bodies have one
+            self._request.body = upload.whole()
+            rid = self._request.json.get("rid")
+        found = self._attempt is not None and id in (self._request.id, rid)
+        return self._attempt.worker if found and self._attempt else None
 
     # ---- from the decision to the engine
 
     def _place(self) -> None:
         """Choose a worker; not while it is not this request's turn."""
-        if self._queued or self._backoff is not None:
-            return
-        context = self._context
-        try:
-            if self._collect:
-                self._request.body = self._upload.whole()
-            self._attempt = attempt = Attempt(context, self._decide(), self, self._started_at)
-        except RequestError as error:
-            self._fail(error)
-        except Exception:  # noqa: BLE001 (a policy may be anybody's; the client gets an answer)
-            _log.exception("request %.200s: the policy failed", self._request.id)
-            self._fail(RequestError(500, "internal_error", "the router failed; its log says why"))
-        else:
-            attempt.start()
+        if not self._queued and self._backoff is None:
+            self._or_fail(self._choose)
 
     def _place_again(self) -> None:
         self._backoff = None
         self._place()
 
-    def _decide(self) -> Decision:
-        return self._context.dispatcher.dispatch(self._request)
+    def _or_fail(self, step: Callable[[], None]) -> None:
+        """Take a step; what goes wrong with it is the client's answer."""
+        try:
+            step()
+        except RequestError as error:
+            self._fail(error)
+        except Exception:  # noqa: BLE001 (a policy may be anybody's; the client gets an answer)
+            _log.exception("request %.200s: the policy failed", self._request.id)
+            self._fail(RequestError(500, "internal_error", "the router failed; its log says why"))
+
+    def _choose(self) -> None:
+        context, request = self._context, self._request
+        if self._collect:
+            request.body = self._upload.whole()
+        decision = context.dispatcher.dispatch(request)
+        self._attempt = attempt = Attempt(context, decision, self, self._started_at)
+        attempt.start()
 
     def on_connected(self, attempt: Attempt) -> None:
         """Send what is there of the request; the rest follows as it comes."""
@@ -224,10 +227,7 @@ class Exchange(RequestHandler):
         self._context.counters.count_retry(f"status_{status}")
         attempt.complete(f"answered {status}", speaks_for_engine(status), status)
         self._attempt = None
-        settings, request = self._context.settings.retry, self._request
-        self._backoff = self._context.loop.call_later(
-            settings.backoff_ms(request.attempt - 1, request.entropy) / 1000, self._place_again
-        )
+        self._backoff = back_off(self._context, self._request, self._place_again)
         return True
 
     # ---- the engine's side
@@ -325,14 +325,14 @@ class Exchange(RequestHandler):
     def check(self, now: float) -> None:
         if self._deadlines is None:
             self._deadlines = Deadlines(self._context.settings, self._started_at, now)
-        upload, held, answering = self._upload, self._client.reading.held, self._answer is not None
-        look = self._deadlines.missed
-        error = look(now, upload, self._attempt, answering=answering, held=held != 0)
-        if error is not None:
-            # Never tried again, the engine may be generating; a slow client is not its fault.
-            engine, its_turn = self.engine_reading, upload.over or answering or held
-            blamed = error.status == 504 and its_turn and engine is not None and not engine.held
-            self._fail(error, close=error.status == 408, engine_ok=False if blamed else None)
+        held, answering = self._client.reading.held != 0, self._answer is not None
+        error = self._deadlines.missed(now, self._upload, self._awaited(), answering, held)
+        if error is not None:  # never tried again: the engine may be generating
+            self._fail(error, close=error.status == 408)
+
+    def _awaited(self) -> Attempt | None:
+        """Whose engine's turn it is."""
+        return self._attempt
 
     # ---- ends
 
@@ -392,9 +392,7 @@ class Exchange(RequestHandler):
     def _complete(self, error: str | None, engine_ok: bool | None, pieces: int = 0) -> None:
         """Give the load back, where one is counted."""
         attempt, answer, self._attempt = self._attempt, self._answer, None
-        if attempt is None:
-            return
-        if answer is None:
-            attempt.complete(error, engine_ok)
-        else:
+        if attempt is not None and answer is not None:
             attempt.complete(error, engine_ok, answer.status, answer.first_byte_at, pieces)
+        elif attempt is not None:
+            attempt.complete(error, engine_ok)

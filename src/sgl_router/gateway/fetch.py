@@ -56,6 +56,8 @@ class Fetcher:
             headers += b"Authorization: Bearer %b\r\n" % worker.api_key.encode("latin-1")
         if body:
             headers += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        elif method == b"POST":
+            headers += b"Content-Length: 0\r\n"  # RFC 9110, section 8.6
         message = b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%bConnection: close\r\n\r\n%b" % (
             method, worker.prefix, path.encode("latin-1"), worker.authority, headers, body,
         )  # fmt: skip

@@ -53,6 +53,8 @@ class Gateway:
             port,
             backlog=BACKLOG,
             ssl=tls,
+            # No connection of ours exists before that, so that nothing else ends it.
+            ssl_handshake_timeout=None if tls is None else self._context.settings.head_timeout,
         )
         self._servers.append(server)
         if self._sweep is None:

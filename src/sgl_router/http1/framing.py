@@ -14,6 +14,10 @@ Special = dict[bytes, list[bytes]]
 
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
+# What `Connection` names is between two neighbours (RFC 9110, section 7.6.1), but for these: they
+# are no headers, or the message would have no end without them.
+_NOT_NAMES = FRAMING | {b"close", b"keep-alive", b""}
+
 
 def take_apart(head: Head, block: bytes, *, http10: bool) -> Special:
     """Set what `block`, the header lines of `head`, says; those that concern the router.
@@ -33,9 +37,9 @@ def take_apart(head: Head, block: bytes, *, http10: bool) -> Special:
     if b"connection" in found:
         listed = b",".join(found[b"connection"]).lower().split(b",")
         options = frozenset([option.strip(b" \t") for option in listed])
-        # What it names is between two neighbours (RFC 9110, section 7.6.1). A message that it
-        # could take the length from would have no end.
-        head.lines = without(head.lines, options - FRAMING)
+        named = options - _NOT_NAMES
+        if named:
+            head.lines = without(head.lines, named)
         head.keep_alive = b"close" not in options and (not http10 or b"keep-alive" in options)
     _set_framing(head, found, http10=http10)
     return found

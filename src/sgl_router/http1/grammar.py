@@ -1,10 +1,10 @@
 """What a head may look like (RFC 9110, section 5; RFC 9112, sections 2 to 5), as patterns.
 
-Every pattern takes time linear in what it is given. A repeat of one class of bytes is possessive
-(`++`), so that it is never tried shorter, and what follows it begins with a byte outside of the
-class. A repeat of lines stands in an atomic group (`(?>…)`), and no two ways of reading one line
-exist, so that a line is never read twice. Groups are not repeated possessively: CPython has read
-such patterns wrongly (python/cpython#101955, python/cpython#106052).
+Every pattern takes time linear in what it is given: a repeat of one class of bytes is possessive
+(`++`), so that it is tried at one length only; what repeats as a group begins with a byte that
+nothing else there begins with, so that there is one way to read it; a repeat of lines stands in an
+atomic group (`(?>…)`) besides; and a search looks at a few bytes from each. Groups are not repeated
+possessively: CPython has read such patterns wrongly (python/cpython#101955, python/cpython#106052).
 """
 
 import re
@@ -103,7 +103,7 @@ _USUAL_LINES = rb"%b(?:%b%b)?\r\n" % (_PASSED_ON, _LEFT_OUT, _PASSED_ON)
 _NAMED_HOST = rb"[A-Za-z0-9._~!$&'()*+,;=-]*+"
 _PORT = rb"(?::[0-9]{0,5}+)?"
 HOST = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]++)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})*)%b" % _PORT
+    rb"(?:\[([0-9A-Fa-f:.]++)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%%[0-9A-Fa-f]{2})*)%b" % _PORT
 )
 """`uri-host [":" port]` (RFC 9110, section 7.2; RFC 3986, section 3.2.2); its group is an IPv6
 address, of which the digits are for somebody else to judge."""

@@ -1,12 +1,15 @@
 """The router as its control plane sees it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from sgl_router.admin.control import AdminSettings, ControlPlane
 from sgl_router.config import RouterConfig
 from sgl_router.core.worker import Health, Worker
 from sgl_router.gateway.checks import HealthChecks
 from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
+from sgl_router.gateway.exchange import Exchange
 from sgl_router.gateway.fetch import Fetcher
 from sgl_router.gateway.routes import POST_PATHS
 from sgl_router.telemetry.metrics import Telemetry
@@ -42,6 +45,7 @@ def control_plane(
         path: str,
         timeout_secs: float,
         headers: bytes = b"",
+        *,
         method: bytes = b"GET",
         body: bytes = b"",
     ) -> tuple[int, bytes, bytes]:
@@ -57,9 +61,32 @@ def control_plane(
         drain_worker=drain_worker,
         draining=lambda: context.draining,
         verify_ready=verify_ready,
-        render_metrics=telemetry.render,
+        render_metrics=partial(metrics_page, telemetry),
+        running_on=partial(running_on, context),
+        cache_flushed=context.dispatcher.forget_prefixes,
         settings=_settings(config),
     )
+
+
+def running_on(context: GatewayContext, id: str) -> Worker | None:
+    """The worker whose engine has the request of that id; None where none is known to."""
+    for request in context.requests:
+        # One that is still being read has no engine that could be told to stop.
+        if isinstance(request, Exchange) and request.engine_reading is not None:
+            worker = request.runs(id)
+            if worker is not None:
+                return worker
+    return None
+
+
+async def metrics_page(telemetry: Telemetry, accept: str) -> tuple[bytes, str]:
+    """The whole page and its content type; other work is done between its pieces."""
+    pieces, content_type = telemetry.pieces(accept)
+    page = []
+    for piece in pieces:
+        page.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(page), content_type
 
 
 def _settings(config: RouterConfig) -> AdminSettings:
@@ -80,9 +107,9 @@ def metrics_app(telemetry: Telemetry) -> AsgiApp:
     ) -> None:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
         found = scope["path"] == "/metrics" and scope["method"] == "GET"
-        body, content_type = (
-            telemetry.render(accept) if found else (b"only GET /metrics is here", "text/plain")
-        )
+        body, content_type = b"only GET /metrics is here", "text/plain"
+        if found:
+            body, content_type = await metrics_page(telemetry, accept)
         headers = [(b"content-type", content_type.encode("latin-1"))]
         await send(
             {"type": "http.response.start", "status": 200 if found else 404, "headers": headers}

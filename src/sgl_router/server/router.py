@@ -5,6 +5,7 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -281,24 +282,42 @@ def _workers(config: RouterConfig) -> Iterator[Worker]:
     """The workers that the settings name, in their order."""
     health = Health.UP if config.disable_health_check else Health.UNKNOWN
     for url in config.worker_urls:
-        yield Worker(url, health)
+        with _given_by("option --worker-urls"):
+            worker = Worker(url, health)
+        yield worker
     for prefill in config.prefill:
-        yield Worker(prefill.url, health, role="prefill", bootstrap_port=prefill.bootstrap_port)
+        with _given_by("option --prefill"):
+            port = prefill.bootstrap_port
+            worker = Worker(prefill.url, health, role="prefill", bootstrap_port=port)
+        yield worker
     for url in config.decode:
-        yield Worker(url, health, role="decode")
+        with _given_by("option --decode"):
+            worker = Worker(url, health, role="decode")
+        yield worker
     for given in config.workers:
-        yield Worker(
-            given.url,
-            health,
-            role=given.worker_type,
-            model_id=given.model_id,
-            labels=given.labels,
-            priority=given.priority,
-            cost=given.cost,
-            weight=given.weight,
-            api_key=given.api_key.get_secret_value() if given.api_key is not None else None,
-            bootstrap_port=given.bootstrap_port,
-        )
+        with _given_by("key workers"):
+            worker = Worker(
+                given.url,
+                health,
+                role=given.worker_type,
+                model_id=given.model_id,
+                labels=given.labels,
+                priority=given.priority,
+                cost=given.cost,
+                weight=given.weight,
+                api_key=given.api_key.get_secret_value() if given.api_key is not None else None,
+                bootstrap_port=given.bootstrap_port,
+            )
+        yield worker
+
+
+@contextmanager
+def _given_by(where: str) -> Iterator[None]:
+    """Adds to what is refused of a worker where it was given."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({where})") from error
 
 
 def _gateway_settings(config: RouterConfig) -> GatewaySettings:

@@ -24,7 +24,7 @@ import wasmtime
 from wasmtime import _ffi
 
 TICK_MS = 2
-"""One tick of the epoch. A call may take a tick longer than its limit; each tick makes a thread, and
+"""One tick of the epoch. A call may take one longer than its limit. Each tick makes a thread, and
 at one a millisecond that was a twentieth of what a busy router's CPU did."""
 
 

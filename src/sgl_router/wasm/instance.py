@@ -7,8 +7,7 @@ import wasmtime
 
 from sgl_router.errors import DecisionError, FailureKind
 from sgl_router.wasm.calls import deadline_setter, guest_function
-from sgl_router.wasm.clock import ticks
-from sgl_router.wasm.clock import NEVER
+from sgl_router.wasm.clock import NEVER, ticks
 from sgl_router.wasm.driver import Driver, GuestError
 from sgl_router.wasm.printable import printable
 from sgl_router.wasm.sandbox import Sandbox
