@@ -13,7 +13,7 @@ the time in seconds of the machine's monotonic clock. The events:
 - `reset`, `dropped`, `garbled`: the engine was told to fail, see `/chaos`;
 - `declined`: it was told to answer 503, and has generated nothing.
 
-`POST /chaos` with `{"reset": n}` resets n streams that are under way; with `drop`, `garble` or
+`POST /chaos` with `{"reset": n}` resets n answers that have begun; with `drop`, `garble` or
 `decline` the next n requests are closed without a byte, answered with nonsense or with 503; `calm`
 takes that back.
 """
@@ -44,7 +44,7 @@ class Engine:
     """What its connections share.
 
     Attributes:
-        speaking: connections on which a stream has begun.
+        speaking: connections on which an answer has begun.
         faults: how many of the next requests are to fail, and how.
     """
 
@@ -92,6 +92,7 @@ class Connection(asyncio.Protocol):
         self._path = ""
         self._body = bytearray()
         self._id = self._generation = ""
+        self._spoken = False
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -145,27 +146,42 @@ class Connection(asyncio.Protocol):
                 self._engine.note("garbled", self._id, self._generation)
                 self._transport.write(b"\x00 nonsense\r\n\r\n")
             else:
+                self._spoken = False
                 self._task = asyncio.ensure_future(self._generate(request))
 
     async def _generate(self, request: dict[str, Any]) -> None:
         tokens, pause = request["tokens"], request["pause_ms"] / 1000
-        stream: bool = request["stream"]
         piece = orjson.dumps({"id": self._id, "generation": self._generation})
+        if not request["stream"]:
+            await self._answer_whole(encode_response(200, piece), tokens, pause)
+            return
         for number in range(tokens):
             await asyncio.sleep(pause)
-            if stream:
-                head = STREAM_HEAD if number == 0 else b""
-                self._transport.write(head + chunk(b"data: %b\n\n" % piece))
-                if number == 0:
-                    self._engine.note("spoken", self._id, self._generation)
-                    self._engine.speaking.add(self)
+            event = chunk(b"data: %b\n\n" % piece)
+            self._say(event if number else STREAM_HEAD + event)
         self._engine.speaking.discard(self)
         self._engine.note("done", self._id, self._generation)
-        if stream:
-            self._transport.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
-        else:
-            self._transport.write(encode_response(200, piece))
+        self._transport.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+    async def _answer_whole(self, answer: bytes, tokens: int, pause: float) -> None:
+        """In one piece where it is short, else its beginning first."""
+        await asyncio.sleep(tokens * pause)
+        if tokens > 1:
+            self._say(answer[:-10])
+            await asyncio.sleep(pause)
+            answer = answer[-10:]
+        self._engine.speaking.discard(self)
+        self._engine.note("done", self._id, self._generation)
+        self._say(answer)
+        self._engine.speaking.discard(self)
+
+    def _say(self, data: bytes) -> None:
+        """Send a part of the answer; the first one is written down."""
+        self._transport.write(data)
+        if not self._spoken:
+            self._spoken = True
             self._engine.note("spoken", self._id, self._generation)
+            self._engine.speaking.add(self)
 
 
 async def serve(port: int, log: str) -> None:

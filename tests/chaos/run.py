@@ -271,7 +271,7 @@ class Run:
         assert await _control(server, b"DELETE", f"/workers/{worker.id}") == 202
         await asyncio.sleep(rng.random())
         async with asyncio.timeout(PATIENCE_SECS):  # it drains first
-            while await _control(server, b"POST", "/workers", {"url": engine.url}) != 202:
+            while await _control(server, b"POST", "/workers", {"url": engine.url}) != 202:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         engine.member = True
         self.troubles["worker moved"] += 1

@@ -81,10 +81,9 @@ class Attempt:
 
     def send(self, head: bytes, body: bytes, *, head_request: bool) -> None:
         """Write the head, and what is there of the body."""
-        engine = self.engine
-        assert engine is not None, "it is connected"
+        assert self.engine is not None, "it is connected"
         self.sent_at = self._context.clock()
-        engine.send(self._owner, head, body, head_request=head_request)
+        self.engine.send(self._owner, head, body, head_request=head_request)
 
     def waited(self, now: float) -> float:
         """Seconds since the engine was sent the request's head."""
@@ -110,15 +109,6 @@ class Attempt:
         if decision.pending_tokens or decision.probe:
             self._context.dispatcher.first_byte(decision, speaks_for_engine(status))
 
-    def end(self, *, keep: bool) -> None:
-        """The answer is complete: keep the connection, if all of the request was taken, or not."""
-        engine = self.engine
-        if keep and engine is not None and engine.all_sent:
-            self.engine = None
-            self._context.pool.put(engine, self._context.clock())
-        else:
-            self.abort()
-
     def abort(self) -> None:
         """Close the connection, or stop making one."""
         if self._dial is not None:
@@ -128,16 +118,30 @@ class Attempt:
             self.engine.abort()
             self.engine = None
 
-    def complete(
+    def finish(
         self,
         error: str | None,
         engine_ok: bool | None,
+        *,
         status: int | None = None,
         first_byte_at: float | None = None,
-        pieces: int = 0,
+        keep: bool = False,
     ) -> None:
-        """Give the load back, exactly once, and tell what came of it in `Outcome`'s terms."""
-        context, started = self._context, self._started_at
+        """Give the connection and the load back, once, and tell what came of it.
+
+        Args:
+            error, engine_ok, status: as in `Outcome`.
+            first_byte_at: in seconds of the gateway's clock, or None.
+            keep: whether the connection can have another request, if all of this one was taken.
+        """
+        context, engine, started = self._context, self.engine, self._started_at
+        now, pieces = context.clock(), 0
+        if engine is not None:
+            pieces = engine.pieces if engine.heard else 0  # else they are those of the last answer
+            if keep and engine.all_sent:
+                context.pool.put(engine, now)
+                self.engine = None
+        self.abort()
         context.dispatcher.complete(
             self._decision,
             Outcome(
@@ -145,7 +149,7 @@ class Attempt:
                 error is None and status is not None and status < 500,
                 status,
                 None if first_byte_at is None else (first_byte_at - started) * 1000,
-                (context.clock() - started) * 1000,
+                (now - started) * 1000,
                 pieces,
                 error,
                 False if self._late else engine_ok,

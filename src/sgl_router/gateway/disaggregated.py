@@ -106,8 +106,8 @@ class PrefillLeg:
         head = self._head
         assert head is not None, "an answer begins with its head"
         status = head.status
-        self.attempt.end(keep=reusable and head.keep_alive)
-        self._close(None if status < 400 else f"answered {status}", speaks_for_engine(status))
+        error = None if status < 400 else f"answered {status}"
+        self._close(error, speaks_for_engine(status), keep=reusable and head.keep_alive)
         self._exchange.on_prefill(self.worker, head, b"".join(self._body))
 
     def _failed(self, what: str, *, engine_ok: bool | None, again: bool) -> None:
@@ -115,12 +115,11 @@ class PrefillLeg:
         self._close(str(error), engine_ok)
         self._exchange.on_prefill_failed(self.worker, error, again=again)
 
-    def _close(self, error: str | None, engine_ok: bool | None) -> None:
+    def _close(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         if self.open:
             self.open = False
-            self.attempt.abort()
             status = self._head.status if self._head is not None else None
-            self.attempt.complete(error, engine_ok, status, pieces=len(self._body))
+            self.attempt.finish(error, engine_ok, status=status, keep=keep)
 
 
 class DisaggregatedExchange(Exchange):
@@ -154,7 +153,7 @@ class DisaggregatedExchange(Exchange):
         """Whether the prefill engine has too much to do, and another pair is asked later."""
         if status not in RETRYABLE_STATUSES or not self._exclude(worker):
             return False
-        self._give_up_decode(f"the prefill engine answered {status}")
+        self._give_back(f"the prefill engine answered {status}", None)
         self._context.counters.count_retry(f"status_{status}")
         self._backoff = back_off(self._context, self._request, self._place_again)
         return True
@@ -166,17 +165,12 @@ class DisaggregatedExchange(Exchange):
             self._leg.abort()
         return True
 
-    def _give_up_decode(self, why: str) -> None:
-        if self._attempt is not None:
-            self._attempt.abort()
-        self._complete(why, None)
-
     def on_prefill_failed(self, worker: Worker, error: EngineError, *, again: bool) -> None:
         """There will be no KV cache for the decode engine, unless it has begun to answer."""
         if self._answer is not None:
             _log.warning("request %.200s: %s", self._request.id, error)
             return
-        self._give_up_decode(str(error))
+        self._give_back(str(error), None)
         if again and self._exclude(worker):
             self._context.counters.count_retry("prefill")
             self._place()
@@ -238,7 +232,7 @@ class DisaggregatedExchange(Exchange):
         leg = self._leg
         return leg.attempt if leg is not None and leg.open and not self._answer else self._attempt
 
-    def _finish(self, error: str | None, engine_ok: bool | None, pieces: int) -> None:
+    def _finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         if self._leg is not None:
             self._leg.abort()
-        super()._finish(error, engine_ok, pieces)
+        super()._finish(error, engine_ok, keep=keep)

@@ -9,7 +9,7 @@
                                                                            ▼
                                            answer, piece by piece ──▶ finish
 
-An `Attempt` is one placement; the load that it counts is given back in `_complete` only.
+An `Attempt` is one placement; the load that it counts is given back in `_give_back` only.
 """
 
 import asyncio
@@ -206,7 +206,7 @@ class Exchange(RequestHandler):
 
     def _try_another(self, worker: Worker, error: EngineError) -> None:
         """Not one byte of an answer has arrived: another worker may have the request."""
-        self._complete(str(error), False)
+        self._give_back(str(error), False)
         if self._exclude(worker):
             self._context.counters.count_retry("connection")
             self._place()
@@ -222,11 +222,10 @@ class Exchange(RequestHandler):
         assert attempt is not None, "an answer comes from a worker"
         if not self._exclude(attempt.worker):
             return False
-        self._let_go(attempt, reusable=complete and response.keep_alive)
-        status = response.status
+        status, keep = response.status, complete and self._connection_is_whole(response)
         self._context.counters.count_retry(f"status_{status}")
-        attempt.complete(f"answered {status}", speaks_for_engine(status), status)
         self._attempt = None
+        attempt.finish(f"answered {status}", speaks_for_engine(status), status=status, keep=keep)
         self._backoff = back_off(self._context, self._request, self._place_again)
         return True
 
@@ -308,17 +307,14 @@ class Exchange(RequestHandler):
         return self._answer
 
     def _answered(self, answer: Answer, *, reusable: bool) -> None:
-        attempt = self._attempt
-        assert attempt is not None and attempt.engine is not None, "an answer comes from a worker"
-        pieces, status = attempt.engine.pieces, answer.status
-        self._let_go(attempt, reusable=reusable and answer.response.keep_alive)
-        self._finish(None, status < 400 or speaks_for_engine(status), pieces)
+        status = answer.status
+        keep = reusable and self._connection_is_whole(answer.response)
+        self._finish(None, status < 400 or speaks_for_engine(status), keep=keep)
         self._client.answered(keep_alive=answer.keep_alive)
 
-    def _let_go(self, attempt: Attempt, *, reusable: bool) -> None:
-        """Keep the connection, or close it where its next answer could not be trusted."""
-        # Where the answer to a HEAD request ends cannot be told.
-        attempt.end(keep=reusable and self._upload.over and self._head.method != b"HEAD")
+    def _connection_is_whole(self, response: ResponseHead) -> bool:
+        """Whether the next answer on it could be trusted: where one to HEAD ends cannot be told."""
+        return response.keep_alive and self._upload.over and self._head.method != b"HEAD"
 
     # ---- the clock
 
@@ -368,31 +364,29 @@ class Exchange(RequestHandler):
 
     def _end(self, why: str, engine_ok: bool | None) -> None:
         """Stop everything that is under way."""
-        pieces = 0
         if self._backoff is not None:
             self._backoff.cancel()
             self._backoff = None
-        attempt = self._attempt
-        if attempt is not None:
-            pieces = attempt.engine.pieces if attempt.engine is not None else 0
-            attempt.abort()
-        self._finish(why, engine_ok, pieces)
+        self._finish(why, engine_ok)
 
-    def _finish(self, error: str | None, engine_ok: bool | None, pieces: int) -> None:
+    def _finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         context, reading = self._context, self._client.reading
         context.requests.discard(self)
         if reading.held:
             reading.release(Hold.NO_ENGINE | Hold.PEER_FULL)
-        self._complete(error, engine_ok, pieces)
+        self._give_back(error, engine_ok, keep=keep)
         if self._entered:
             assert context.admission is not None, "it has entered there"
             self._entered = self._queued = False
             context.admission.leave(self)
 
-    def _complete(self, error: str | None, engine_ok: bool | None, pieces: int = 0) -> None:
-        """Give the load back, where one is counted."""
+    def _give_back(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
+        """The connection and the load, where there are such."""
         attempt, answer, self._attempt = self._attempt, self._answer, None
-        if attempt is not None and answer is not None:
-            attempt.complete(error, engine_ok, answer.status, answer.first_byte_at, pieces)
-        elif attempt is not None:
-            attempt.complete(error, engine_ok)
+        if attempt is None:
+            return
+        if answer is None:
+            attempt.finish(error, engine_ok)
+        else:
+            first = answer.first_byte_at
+            attempt.finish(error, engine_ok, status=answer.status, first_byte_at=first, keep=keep)
