@@ -6,7 +6,9 @@ there before the bound is moved.
 
 import asyncio
 import gc
+import os
 import sys
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -45,6 +47,15 @@ class Sink:
 
     def is_closing(self) -> bool:
         return False
+
+    def get_extra_info(self, name: str) -> "Sink":
+        return self  # as a socket
+
+    def fileno(self) -> int:
+        """Of a file on which nothing ever comes."""
+        number = os.eventfd(0)
+        weakref.finalize(self, os.close, number)
+        return number
 
     def close(self) -> None: ...
     def abort(self) -> None: ...

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
-from socket import SO_SNDBUF, SOL_SOCKET
+from contextlib import AsyncExitStack, ExitStack
+from socket import SHUT_WR, SO_SNDBUF, SOL_SOCKET, create_connection, create_server, socket
 
 import orjson
 import pytest
@@ -366,3 +366,34 @@ async def test_an_answer_that_stands_still(answer: bytes, monkeypatch: pytest.Mo
         assert seen.complete and b'"call_upstream_timeout"' in seen.body
     else:
         assert not seen.complete
+
+
+@pytest.mark.parametrize("unasked", [respond(b"evil"), b""], ids=["an answer", "the end"])
+async def test_a_connection_is_not_used_on_which_something_has_come(unasked: bytes) -> None:
+    """Also where the loop has not read it yet: it would be taken for the next client's answer."""
+    loop = asyncio.get_running_loop()
+    with create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        listener.setblocking(False)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with running(url) as server:
+            client = stack.enter_context(create_connection(("127.0.0.1", server.port)))
+            client.setblocking(False)
+            client.send(POST)
+            first = stack.enter_context(await answered(listener, b"one"))
+            assert (await within(loop.sock_recv(client, 65_536))).endswith(b"one")
+            client.send(POST)  # both are there when the loop looks again
+            if unasked:
+                first.send(unasked)
+            else:
+                first.shutdown(SHUT_WR)
+            stack.enter_context(await answered(listener, b"two"))
+            assert (await within(loop.sock_recv(client, 65_536))).endswith(b"two")
+
+
+async def answered(listener: socket, body: bytes) -> socket:
+    """An engine's next connection, on which one request has been answered."""
+    loop = asyncio.get_running_loop()
+    engine, _ = await within(loop.sock_accept(listener))
+    assert await within(loop.sock_recv(engine, 65_536))
+    await loop.sock_sendall(engine, respond(body))
+    return engine

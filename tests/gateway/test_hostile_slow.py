@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import resource
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from socket import SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, socket
@@ -313,7 +314,7 @@ async def test_idle_connections_cost_a_few_objects_each(stage: Stage, sent: byte
     stage.plays(answering(respond()))
     await nothing_left(stage)
     gc.collect()
-    before = len(gc.get_objects())
+    before = Counter(type(thing).__name__ for thing in gc.get_objects())
     with ExitStack() as stack:
         for number in range(MANY):
             sock = stack.enter_context(socket())
@@ -327,8 +328,8 @@ async def test_idle_connections_cost_a_few_objects_each(stage: Stage, sent: byte
         await until(lambda: alive(EngineConnection) == 0)
         assert alive(ClientConnection) == MANY
         assert alive(RequestHead, Exchange) == 0
-        each = (len(gc.get_objects()) - before) / MANY
-        assert each <= 16, "of both ends of a connection together"
+        grown = Counter(type(thing).__name__ for thing in gc.get_objects()) - before
+        assert grown.total() <= 16 * MANY, f"of both ends: {grown.most_common(20)}"
     await until(lambda: not clients(stage.server))
     assert alive(ClientConnection) == 0
 

@@ -86,3 +86,16 @@ async def test_loads_are_those_of_the_moment(bench: Bench) -> None:
         workers[1].load = load
         policy.select_worker(workers, request())
         assert [worker["load"] for worker in input_of(policy)["workers"]] == [0, load]
+
+
+async def test_a_plugin_that_does_not_read_the_body_is_told_nothing_of_it(bench: Bench) -> None:
+    sections = {SECTION: orjson.dumps({"needs": [], "reads_body": False})}
+    policy = await bench.policy(guest(sections=sections))
+    assert policy.needs == frozenset()
+    asked = request(b'{"prompt": "Hello", "model": "m", "stream": true, "user": "u"}')
+    asked.routing_key = "key"
+    policy.select_worker(view(True), asked)
+    found = input_of(policy)
+    assert found["request_text"] is None
+    about = {key: found["request"][key] for key in ("model", "stream", "session", "text_bytes")}
+    assert about == {"model": None, "stream": False, "session": "key", "text_bytes": 0}

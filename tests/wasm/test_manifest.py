@@ -46,6 +46,22 @@ def test_every_key_is_optional() -> None:
     assert read_manifest(b"{}") == (Manifest(), [])
 
 
+def test_a_plugin_may_decline_the_body() -> None:
+    manifest, problems = read_manifest(b'{"reads_body": false, "needs": ["worker_info"]}')
+    assert (manifest.reads_body, problems) == (False, [])
+    assert read_manifest(b'{"reads_body": true}') == (Manifest(), [])
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "false", []])
+def test_to_read_the_body_or_not_is_a_yes_or_no(value: object) -> None:
+    assert "reads_body" in problem(reads_body=value, needs=[])
+
+
+@pytest.mark.parametrize("need", ["request_text", "pending_tokens", "prefix_match"])
+def test_what_is_in_the_body_cannot_be_had_without_it(need: str) -> None:
+    assert need in problem(reads_body=False, needs=[need])
+
+
 def test_a_refusal_names_the_plugin_and_every_reason(bench: Bench) -> None:
     fields = {"abi": 9, "needs": ["crystal_ball"], "config_schema": []}
     config = bench.config(guest(sections={SECTION: orjson.dumps(fields)}), "seer")

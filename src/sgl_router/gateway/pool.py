@@ -52,6 +52,7 @@ class ConnectionPool:
             connection = idle.pop()
             if connection.usable:
                 return connection
+            connection.abort()
         return None
 
     def put(self, connection: EngineConnection, now: float) -> None:

@@ -1,6 +1,7 @@
 """The engine's side: one connection to a worker, one exchange on it at a time."""
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -45,6 +46,7 @@ class EngineConnection(asyncio.Protocol):
         "_parser",
         "_receiver",
         "_transport",
+        "_unread",
         "heard",
         "idle_since",
         "reading",
@@ -97,7 +99,9 @@ class EngineConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return not self._transport.is_closing()
+        """Whether nothing has come since its last exchange, neither bytes nor its end, though the
+        loop may not have read them: they would be taken for the next exchange's answer."""
+        return not self._transport.is_closing() and not self._unread.poll(0)
 
     @property
     def all_sent(self) -> bool:
@@ -112,6 +116,8 @@ class EngineConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
         self.reading = ReadGate(self._transport)
+        self._unread = select.poll()
+        self._unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver

@@ -28,6 +28,8 @@ KNOWN_NEEDS = frozenset(
     }
 )
 
+_IN_BODY = frozenset({"request_text", "pending_tokens", "prefix_match"})
+
 _FORBIDDEN_KEYWORDS = frozenset(
     {"$ref", "$dynamicRef", "$recursiveRef", "pattern", "patternProperties"}
 )
@@ -39,11 +41,19 @@ class Manifest:
 
     A module without a manifest gets the request's text, as any plugin did before there were
     manifests.
+
+    Attributes:
+        version: the plugin's own.
+        needs: what it asks for of `KNOWN_NEEDS`.
+        config_schema: JSON Schema of its configuration.
+        reads_body: whether what is in the request's body makes a difference to it; if not, the
+            body is passed on as it arrives, and the input says nothing of it.
     """
 
     version: str | None = None
     needs: frozenset[str] = frozenset({"request_text"})
     config_schema: Mapping[str, Any] | None = None
+    reads_body: bool = True
 
 
 def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
@@ -65,12 +75,21 @@ def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
     schema = raw.get("config_schema")
     if schema is not None:
         problems += _schema_problems(schema)
+    reads_body = raw.get("reads_body", True)
+    if type(reads_body) is not bool:
+        problems.append(f"reads_body in its manifest is {shown(reads_body)}; expected true or false")
+    elif not reads_body and needs & _IN_BODY:
+        problems.append(
+            f"it needs {', '.join(sorted(needs & _IN_BODY))}, which the request's body tells, and "
+            "its manifest says that it does not read that (reads_body)"
+        )
     version = raw.get("version")
     return (
         Manifest(
             version=printable(version, 64) if isinstance(version, str) else None,
             needs=needs,
             config_schema=schema if isinstance(schema, dict) and not problems else None,
+            reads_body=reads_body is not False,
         ),
         problems,
     )

@@ -37,8 +37,10 @@ class WasmPolicy(Policy):
         config, module = sandbox.config, sandbox.module
         self.name = config.name
         self.fallback = config.fallback
-        # The body always: the contract gives its model, session and length to every plugin.
-        self.needs = frozenset({"body"}) | (module.manifest.needs & KNOWN_NEEDS)
+        manifest = module.manifest
+        # The contract gives the body's model, session and length to a plugin that does not decline.
+        body = {"body"} if manifest.reads_body else set[str]()
+        self.needs = (manifest.needs & KNOWN_NEEDS) | body
         self.config = config
         self.digest = module.digest
         self.decisions = 0
@@ -46,7 +48,8 @@ class WasmPolicy(Policy):
         self._sandbox = sandbox
         self._encoder = JsonEncoder(
             config.config,
-            needs=module.manifest.needs,
+            needs=manifest.needs,
+            reads_body=manifest.reads_body,
             max_text_bytes=config.max_request_text_bytes,
         )
         self._wants_outcomes = "on_request_complete" in module.exports

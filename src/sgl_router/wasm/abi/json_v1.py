@@ -82,22 +82,33 @@ class JsonEncoder:
         needs: what the plugin's manifest asks for: here `request_text` and `pending_tokens`, for
             the workers see `WorkerListEncoder`.
         max_text_bytes: where the text is cut, at a character's boundary.
+        reads_body: if not, whatever the body would tell stands for that of an empty one.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], *, needs: Collection[str], max_text_bytes: int
+        self,
+        config: Mapping[str, Any],
+        *,
+        needs: Collection[str],
+        max_text_bytes: int,
+        reads_body: bool = True,
     ) -> None:
         self._config = orjson.Fragment(orjson.dumps(dict(config)))
         self._workers = WorkerListEncoder(needs)
         self._with_text = "request_text" in needs
         self._with_tokens = "pending_tokens" in needs
         self._max_text_bytes = max_text_bytes
+        self._reads_body = reads_body
 
     def encode_request(
         self, workers: WorkerView, request: RequestView, state: PluginState
     ) -> bytes:
         """The input of `select_worker`."""
-        text, model, session = request.text, request.model, request.session
+        if self._reads_body:
+            text, model, session = request.text, request.model, request.session
+            stream = request.stream
+        else:
+            text, model, session, stream = None, None, request.routing_key, False
         if text is None:
             size = 0
         elif text.isascii():
@@ -108,7 +119,7 @@ class JsonEncoder:
             "id": request.id[:MAX_FIELD_CHARACTERS],
             "path": request.path[:MAX_FIELD_CHARACTERS],
             "model": None if model is None else model[:MAX_FIELD_CHARACTERS],
-            "stream": request.stream,
+            "stream": stream,
             "session": None if session is None else session[:MAX_FIELD_CHARACTERS],
             "attempt": request.attempt,
             "text_bytes": size,
