@@ -77,7 +77,7 @@ def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
         problems += _schema_problems(schema)
     reads_body = raw.get("reads_body", True)
     if type(reads_body) is not bool:
-        problems.append(f"reads_body in its manifest is {shown(reads_body)}; expected true or false")
+        problems.append(f"its manifest has reads_body {shown(reads_body)}; expected true or false")
     elif not reads_body and needs & _IN_BODY:
         problems.append(
             f"it needs {', '.join(sorted(needs & _IN_BODY))}, which the request's body tells, and "
