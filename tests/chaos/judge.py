@@ -150,6 +150,8 @@ def _why(
         return "the router was full"
     if kind == "declined":
         declined = {line.engine for line in noted if line.event == "declined"}
+        if declined and ask.body_bytes > REPLAY_BYTES:
+            return "an engine declined it, and it is too large to be sent again"
         steady = [engine for engine in steady if engine.url not in declined]
         return None if steady else "every engine that could have served it declined it"
     if any(line.event == "begun" for line in noted):

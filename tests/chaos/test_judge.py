@@ -148,6 +148,9 @@ def test_declined_by_all_that_could_have_served_it() -> None:
     declined = replace(ASK, outcome="declined")
     assert judged(declined, "declined 1").violations, "the other one could have"
     assert judged(declined, "declined 1", two=LATE).violations == []
+    large = replace(declined, body_bytes=REPLAY_BYTES + 1)
+    assert judged(large, "declined 1").violations == []
+    assert judged(large).violations, "nobody has declined it"
 
 
 def test_hung() -> None:

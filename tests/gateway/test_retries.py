@@ -181,11 +181,11 @@ async def test_a_busy_answer_that_does_not_end_is_not_waited_for() -> None:
             await settle()
 
 
-@pytest.mark.parametrize(("policy", "again"), [("round_robin", False), ("least_connections", True)])
+@pytest.mark.parametrize(("policy", "again"), [("round_robin", False), ("cache_aware", True)])
 async def test_a_large_upload_is_sent_again_only_where_it_was_kept(
     policy: str, again: bool
 ) -> None:
-    """A plugin has the whole body read first; else it is passed on, and not kept beyond 1 MiB."""
+    """A policy may have the body read first; else it is passed on, and not kept beyond 1 MiB."""
     size = upload.REPLAY_BYTES + 500_000
     engines: list[ScriptedEngine] = []
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import wasmtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sgl_router.errors import DecisionError
 from sgl_router.policies import PolicyFactory
@@ -26,6 +28,35 @@ def test_the_clock_stops_when_it_is_closed() -> None:
     assert runtime.clock.ticking
     runtime.close()
     assert not runtime.clock.ticking
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 30_000), min_size=1, max_size=6))
+def test_each_call_has_its_limit_and_little_more(limits: list[int]) -> None:
+    runtime = WasmRuntime()
+    try:
+        users = [runtime.clock.call_time(limit) for limit in limits]
+        tick = runtime.clock.tick_ms
+        assert tick <= max(1, min(limits) // 4)
+        for limit, user in zip(limits, users, strict=True):
+            assert (user.ticks - 1) * tick >= limit, "less the tick that is under way"
+            assert user.ticks * tick <= max(limit * 1.5, limit + 2) + tick
+    finally:
+        runtime.close()
+
+
+def test_a_plugin_with_a_short_limit_leaves_the_others_theirs(tmp_path: Path) -> None:
+    runtime = WasmRuntime()
+    bench = Bench(tmp_path, runtime, PolicyFactory())
+    patient = bench.instance(guest(), max_execution_time_ms=30_000)
+    before = runtime.clock.tick_ms
+    hasty = bench.instance(guest(select_worker=LOOP), max_execution_time_ms=4)
+    assert runtime.clock.tick_ms < before
+    with pytest.raises(DecisionError):
+        hasty.select_worker(b"{}", 0, 0)
+    patient.select_worker(b"{}", 0, 0)
+    assert patient._ticks == 30_001
+    runtime.close()
 
 
 def test_a_parked_clock_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +149,7 @@ def test_only_calls_under_way_are_late() -> None:
     assert over.begin()
     over.ends_at = NEVER
     long_after = under_way.ends_at + 1000
-    assert runtime.clock.late(long_after) == [30]
+    assert runtime.clock.late(long_after) == [under_way.ticks]
     assert runtime.clock.late(under_way.ends_at) == []
     del under_way
     assert runtime.clock.late(long_after) == [], "who is gone is forgotten"

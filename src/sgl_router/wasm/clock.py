@@ -7,8 +7,8 @@ thread that woke every millisecond made a request with a plugin cost half as muc
 timer calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD): no Python runs for a tick, and
 ticks are exact however busy the interpreter is. A forked child has no such timer.
 
-The C library makes a short-lived thread for each tick. That costs one to three percent of a core
-while the clock runs, and it says nothing where a thread cannot be made (a limit on processes) or
+The C library makes a short-lived thread for each tick. At a tick a millisecond that costs up to
+five percent of a core, and it says nothing where a thread cannot be made (a limit on processes) or
 comes late (a machine under load). A Python thread that looks once a second is the net below it: it
 ends a call that the timer missed.
 """
@@ -23,15 +23,12 @@ from collections.abc import Callable
 import wasmtime
 from wasmtime import _ffi
 
-TICK_MS = 2
-"""One tick of the epoch. A call may take one longer than its limit. Each tick makes a thread, and
-at one a millisecond that was a twentieth of what a busy router's CPU did."""
+MAX_TICK_MS = 25
+"""Each tick makes a thread: at one a millisecond that was a twentieth of what a busy router's CPU
+did. So the epoch advances as slowly as the shortest limit in use allows."""
 
-
-def ticks(limit_ms: int) -> int:
-    """From a call's beginning to its end, which may be due anywhere within the first of them."""
-    return -(-limit_ms // TICK_MS) + 1
-
+TICKS_PER_LIMIT = 4
+"""A call may take a tick longer than its limit: a quarter of it, but for limits under 4 ms."""
 
 PARK_AFTER_SECS = 35.0
 """Longer than the longest call that is allowed, so that the clock never parks during one."""
@@ -74,16 +71,19 @@ class CallTime:
 
     Attributes:
         limit_ms: how long each may take.
+        ticks: the same in ticks of the epoch, and one more, since the one under way may end at
+            once; the clock makes them more when it begins to tick faster.
         ends_at: the end of the one under way, by `time.monotonic`. The user sets it to `NEVER`
             when it is over; until then the watching thread takes it for a call to be ended.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_limit_secs", "ends_at", "limit_ms")
+    __slots__ = ("__weakref__", "_clock", "_limit_secs", "ends_at", "limit_ms", "ticks")
 
     def __init__(self, clock: "EpochClock", limit_ms: int) -> None:
         self._clock = clock
         self._limit_secs = limit_ms / 1000
         self.limit_ms = limit_ms
+        self.ticks = 0
         self.ends_at = NEVER
 
     def begin(self) -> bool:
@@ -104,6 +104,7 @@ class EpochClock:
 
     Attributes:
         ticking: whether it runs, or is parked or closed.
+        tick_ms: how long a tick is.
         used_at: when a call began last, by `time.monotonic`.
     """
 
@@ -126,9 +127,10 @@ class EpochClock:
         self._calls: weakref.WeakSet[CallTime] = weakref.WeakSet()
         self.used_at = time.monotonic()
         self.ticking = False
+        self.tick_ms = MAX_TICK_MS
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._set(TICK_MS * 1_000_000)
+        self._set(self.tick_ms)
         self._watch = threading.Thread(target=self._run, name="wasm-clock", daemon=True)
         self._watch.start()
 
@@ -137,6 +139,15 @@ class EpochClock:
         made = CallTime(self, limit_ms)
         with self._lock:
             self._calls.add(made)
+            finest = max(1, limit_ms // TICKS_PER_LIMIT)
+            if finest < self.tick_ms:
+                # A call that is under way just now ends early by this: another plugin's, and only
+                # if it takes milliseconds, while this one is being loaded.
+                self.tick_ms = finest
+                if self.ticking:
+                    self._set(finest)
+            for call in self._calls:
+                call.ticks = -(-call.limit_ms // self.tick_ms) + 1
         return made
 
     def wake(self) -> bool:
@@ -144,13 +155,13 @@ class EpochClock:
         with self._lock:
             if self._closed.is_set():
                 return False
-            self._set(TICK_MS * 1_000_000)
+            self._set(self.tick_ms)
             return True
 
     def late(self, now: float) -> list[int]:
-        """The limits, in milliseconds, of the calls that the timer should have ended by now."""
+        """The limits, in ticks, of the calls that the timer should have ended by now."""
         with self._lock:
-            return [call.limit_ms for call in self._calls if now > call.ends_at + LOOK_SECS]
+            return [call.ticks for call in self._calls if now > call.ends_at + LOOK_SECS]
 
     def close(self) -> None:
         """Stop; nothing may be called any more. A second time it does nothing."""
@@ -165,8 +176,8 @@ class EpochClock:
     def _run(self) -> None:
         while not self._closed.wait(LOOK_SECS):
             now = time.monotonic()
-            for limit_ms in self.late(now):
-                for _ in range(ticks(limit_ms)):
+            for ticks in self.late(now):
+                for _ in range(ticks):
                     self._advance(self._engine.ptr())
             if self.ticking and now - self.used_at > PARK_AFTER_SECS:
                 self._park()
@@ -180,10 +191,11 @@ class EpochClock:
             else:
                 self.ticking = True
 
-    def _set(self, interval_ns: int) -> None:
+    def _set(self, tick_ms: int) -> None:
+        interval_ns = tick_ms * 1_000_000
         spec = _TimerSpec(interval_ns=interval_ns, value_ns=interval_ns)
         self._check(self._libc.timer_settime(self._timer, 0, ctypes.byref(spec), None))
-        self.ticking = interval_ns > 0
+        self.ticking = tick_ms > 0
 
     def _check(self, result: int) -> None:
         if result != 0:

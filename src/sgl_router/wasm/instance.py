@@ -7,7 +7,7 @@ import wasmtime
 
 from sgl_router.errors import DecisionError, FailureKind
 from sgl_router.wasm.calls import deadline_setter, guest_function
-from sgl_router.wasm.clock import NEVER, ticks
+from sgl_router.wasm.clock import NEVER
 from sgl_router.wasm.driver import Driver, GuestError
 from sgl_router.wasm.printable import printable
 from sgl_router.wasm.sandbox import Sandbox
@@ -34,15 +34,14 @@ class Instance:
         self._sandbox = sandbox
         self.poisoned = False
         self.late_failure: DecisionError | None = None
-        limit_ms = sandbox.config.max_execution_time_ms
-        self._time = sandbox.runtime.clock.call_time(limit_ms)
+        self._time = sandbox.runtime.clock.call_time(sandbox.config.max_execution_time_ms)
         self._host = sandbox.host if sandbox.module.imports else None
         try:
             self._store = sandbox.new_store()
         except wasmtime.WasmtimeError as error:  # its private folder is gone
             raise self._failed("trap", printable(_last_line(error), 300)) from None
-        # One tick more, since the one under way may end at once.
-        self._set_deadline = deadline_setter(self._store, ticks(limit_ms))
+        self._ticks = self._time.ticks
+        self._set_deadline = deadline_setter(self._store, self._ticks)
         self._stop = deadline_setter(self._store, 0)
         self._begin(now_ms=0, entropy=0)
         self._driver = self._bounded(self._start, b"")
@@ -74,6 +73,9 @@ class Instance:
             raise self._failed("trap", "the router has stopped: nothing would bound a call")
         if self._host is not None:
             self._host.begin(now_ms, entropy, self._stop)
+        if self._ticks != self._time.ticks:
+            self._ticks = self._time.ticks
+            self._set_deadline = deadline_setter(self._store, self._ticks)
         self._set_deadline()
 
     def _bounded(self, call: Callable[[bytes], _T], payload: bytes) -> _T:
