@@ -19,9 +19,12 @@ SETTLE_SECS = 6.0
 """An engine that has served for as long is known to: its checks have succeeded, its breaker has
 closed, also on a machine that is busy with other things."""
 
-MOST_BEGUN = 3
-"""Generations of one request: a kept connection that closes just as it is used again is replaced
-(once), and a request that is closed on without a byte is given to one more worker."""
+MOST_ENGINES = 2
+"""That begin on one request: one that is closed on without a byte is given to one more worker."""
+
+MOST_ON_ONE = 2
+"""Times that one engine begins on it: a kept connection that closes just as it is used again is
+replaced."""
 
 
 CLOSED = "closed the connection"
@@ -187,8 +190,9 @@ def _judge_repeats(id: str, noted: Sequence[Line], verdict: Verdict) -> None:
     """No generation follows one that has sent a byte, nor too many others."""
     begun = [line.generation for line in noted if line.event == "begun"]
     events = {name: {line.event for line in noted if line.generation == name} for name in begun}
-    if len(begun) > MOST_BEGUN:
-        verdict.violations.append(f"{id} was begun on {len(begun)} times: {events}")
+    on = Counter(line.engine for line in noted if line.event == "begun")
+    if len(on) > MOST_ENGINES or max(on.values(), default=0) > MOST_ON_ONE:
+        verdict.violations.append(f"{id} was begun on by {dict(on)}: {events}")
     for generation in begun[:-1]:
         if "spoken" in events[generation]:
             verdict.violations.append(f"{id} was sent again after an answer's byte: {events}")

@@ -98,9 +98,16 @@ def test_a_request_that_is_taken_from_an_engine_that_lives() -> None:
 
 
 def test_a_request_that_goes_through_all_engines() -> None:
-    again = replace(ASK, generations=frozenset({"4"}))
-    verdict = judged(again, "begun 1", "begun 2", "begun 3", "begun 4", "done 4", "spoken 4")
-    assert any("4 times" in violation for violation in verdict.violations)
+    again = replace(ASK, generations=frozenset({"3"}))
+    one = lines("begun 1", "begun 2", "begun 3", "done 3", "spoken 3")
+    several = [
+        replace(line, engine=f"http://{min(int(line.generation), most)}")
+        for most in (2, 3)
+        for line in one
+    ]
+    for noted, wrong in ((one, True), (several[:5], False), (several[5:], True)):
+        verdict = judge([again], noted, [Engine(ONE)], {})
+        assert any("begun on by" in violation for violation in verdict.violations) == wrong
 
 
 FAILURES = [

@@ -36,10 +36,12 @@ class Attempt:
         worker: where the request was placed.
         engine: the connection, once there is one.
         sent_at: when the request's head was written, in seconds of the gateway's clock.
+        redialled: whether a kept connection was closed on the request without a byte.
     """
 
     engine: EngineConnection | None = None
     sent_at = 0.0
+    redialled = False
     _late = False
     _dial: asyncio.Task[None] | None = None
 
@@ -62,8 +64,10 @@ class Attempt:
             self.redial()
 
     def redial(self) -> None:
-        """Make a connection."""
-        self.engine = None
+        """Make a connection, in place of one that was closed on the request or as the first."""
+        if self.engine is not None:
+            self.redialled = True
+            self.engine = None
         self._dial = self._context.loop.create_task(self._connect())
 
     async def _connect(self) -> None:

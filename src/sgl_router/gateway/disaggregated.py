@@ -68,7 +68,7 @@ class PrefillLeg:
         attempt.send(head, body, head_request=False)
 
     def on_unreachable(self, attempt: Attempt, error: EngineError) -> None:
-        self._failed(str(error), engine_ok=False, again=True)
+        self._failed(str(error), engine_ok=False, again=True, closed=attempt.redialled)
 
     def hold_client(self) -> None:
         """The body is complete: there is nobody to hold back."""
@@ -100,7 +100,7 @@ class PrefillLeg:
         else:
             # The decode engine cannot have begun without it: another pair may have the request.
             again = self._head is None
-            self._failed("it closed the connection", engine_ok=False, again=again)
+            self._failed("it closed the connection", engine_ok=False, again=again, closed=True)
 
     def _ended(self, *, reusable: bool) -> None:
         head = self._head
@@ -110,10 +110,12 @@ class PrefillLeg:
         self._close(error, speaks_for_engine(status), keep=reusable and head.keep_alive)
         self._exchange.on_prefill(self.worker, head, b"".join(self._body))
 
-    def _failed(self, what: str, *, engine_ok: bool | None, again: bool) -> None:
+    def _failed(
+        self, what: str, *, engine_ok: bool | None, again: bool, closed: bool = False
+    ) -> None:
         error = EngineError(f"prefill engine {self.worker.url}: {what}")
         self._close(str(error), engine_ok)
-        self._exchange.on_prefill_failed(self.worker, error, again=again)
+        self._exchange.on_prefill_failed(self.worker, error, again=again, closed=closed)
 
     def _close(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         if self.open:
@@ -165,12 +167,23 @@ class DisaggregatedExchange(Exchange):
             self._leg.abort()
         return True
 
-    def on_prefill_failed(self, worker: Worker, error: EngineError, *, again: bool) -> None:
-        """There will be no KV cache for the decode engine, unless it has begun to answer."""
+    def on_prefill_failed(
+        self, worker: Worker, error: EngineError, *, again: bool, closed: bool
+    ) -> None:
+        """There will be no KV cache for the decode engine, unless it has begun to answer.
+
+        Args:
+            worker: which engine failed.
+            error: how.
+            again: whether another pair may have the request.
+            closed: whether the engine closed on it, which may be its own fault the second time.
+        """
         if self._answer is not None:
             _log.warning("request %.200s: %s", self._request.id, error)
             return
         self._give_back(str(error), None)
+        if closed:
+            again, self._closed_on = again and not self._closed_on, True
         if again and self._exclude(worker):
             self._context.counters.count_retry("prefill")
             self._place()

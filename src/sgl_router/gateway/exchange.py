@@ -200,7 +200,10 @@ class Exchange(RequestHandler):
         attempt.send(encoded, self._upload.take_again(), head_request=head.method == b"HEAD")
 
     def on_unreachable(self, attempt: Attempt, error: EngineError) -> None:
-        self._try_another(attempt.worker, error)
+        if attempt.redialled:  # it closed a kept connection on the request, and is gone
+            self._try_once_more(attempt, error)
+        else:
+            self._try_another(attempt.worker, error)
 
     # ---- another worker
 
@@ -212,6 +215,15 @@ class Exchange(RequestHandler):
             self._place()
         else:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
+
+    def _try_once_more(self, attempt: Attempt, error: EngineError) -> None:
+        """An engine has closed on the request: twice may be the request's own fault."""
+        if self._closed_on:
+            self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
+        else:
+            self._closed_on = True
+            self._context.suspect(attempt.worker)
+            self._try_another(attempt.worker, error)
 
     def _exclude(self, worker: Worker) -> bool:
         return another_may_try(self._context, self._request, self._upload, worker)
@@ -286,14 +298,9 @@ class Exchange(RequestHandler):
             # An engine closes its kept connections when it likes, also just now: that says
             # nothing of the worker, and the request has hardly been read.
             attempt.redial()
-        elif self._closed_on:
-            # Twice may be the request's own fault: it must not go through all the workers.
-            self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
         else:
-            self._closed_on = True
-            self._context.suspect(attempt.worker)
             attempt.engine = None
-            self._try_another(attempt.worker, error)
+            self._try_once_more(attempt, error)
 
     def _begin_answer(self, response: ResponseHead, *, complete: bool) -> Answer | None:
         """None where the answer is not passed on."""

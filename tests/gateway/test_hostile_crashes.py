@@ -1,0 +1,72 @@
+"""Requests that end engines: each takes two of them at most, whatever connections were kept."""
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from tests.gateway.hostile import reset
+from tests.gateway.support import (
+    EngineSocket,
+    ScriptedEngine,
+    answering,
+    connected,
+    respond,
+    running,
+)
+
+ENGINES = 6
+POISON = b'{"text": "poison"}'
+GOOD = b'{"text": "hello"}'
+ANSWER = respond(b'{"kv_transfer_params": {"block": 1}}')
+
+
+class Mortal:
+    """An engine that a certain request ends: it closes on it, and accepts nothing any more."""
+
+    def __init__(self, *, abrupt: bool) -> None:
+        self.engine = ScriptedEngine(self._serve)
+        self.alive = True
+        self._abrupt = abrupt
+
+    async def _serve(self, socket: EngineSocket) -> None:
+        while (request := await socket.request()) is not None:
+            if b"poison" in request.body:
+                self.alive = False
+                assert self.engine._server is not None
+                self.engine._server.close()
+                if self._abrupt:
+                    reset(socket.writer)
+                return
+            await socket.send(ANSWER)
+
+
+async def crashes(stack: AsyncExitStack, *, kept: bool, abrupt: bool, prefill: bool) -> int:
+    """How many of the engines one such request takes."""
+    mortals = [Mortal(abrupt=abrupt) for _ in range(ENGINES)]
+    urls = [(await stack.enter_async_context(mortal.engine)).url for mortal in mortals]
+    settings: dict[str, Any] = {}
+    if prefill:
+        other = await stack.enter_async_context(ScriptedEngine(answering(ANSWER)))
+        settings = {"pd_disaggregation": True, "prefill": tuple(urls), "decode": (other.url,)}
+        settings["pd_engine"] = "vllm"
+        urls = []
+    server = await stack.enter_async_context(running(*urls, **settings))
+    client = await stack.enter_async_context(connected(server))
+    if kept:
+        for _ in range(ENGINES):
+            assert (await client.post(b"/generate", GOOD)).status == 200
+    assert (await client.post(b"/generate", POISON)).status == 502
+    taken = sum(not mortal.alive for mortal in mortals)
+    for _ in range(ENGINES):
+        assert (await client.post(b"/generate", GOOD)).status == 200
+    return taken
+
+
+@pytest.mark.parametrize("prefill", [False, True], ids=["regular", "prefill"])
+@pytest.mark.parametrize("abrupt", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("kept", [False, True], ids=["new connections", "kept connections"])
+async def test_a_request_that_ends_engines(kept: bool, abrupt: bool, prefill: bool) -> None:
+    """Connections that were kept are closed at times just as they are used; not as often."""
+    async with AsyncExitStack() as stack:
+        assert await crashes(stack, kept=kept, abrupt=abrupt, prefill=prefill) == 2
