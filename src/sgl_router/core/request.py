@@ -13,6 +13,28 @@ from sgl_router.core.worker import Worker
 CHARACTERS_PER_TOKEN = 4
 """Of English text, by the usual rule of thumb; the router has no tokenizer."""
 
+ENDPOINTS = frozenset(
+    {
+        "/classify",
+        "/detokenize",
+        "/generate",
+        "/rerank",
+        "/tokenize",
+        "/v1/audio/transcriptions",
+        "/v1/chat/completions",
+        "/v1/classify",
+        "/v1/completions",
+        "/v1/detokenize",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/rerank",
+        "/v1/responses",
+        "/v1/score",
+        "/v1/tokenize",
+    }
+)
+"""What engines are asked for with POST, besides all other paths under `/v1/`."""
+
 # Where each endpoint keeps what it works on; the order is the order of preference.
 _TEXT_KEYS = ("prompt", "text", "input_ids", "input", "query", "documents")
 

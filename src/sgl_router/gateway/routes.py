@@ -1,29 +1,8 @@
 """Which requests go to an engine; all others are the router's own to answer."""
 
+from sgl_router.core.request import ENDPOINTS
 from sgl_router.errors import RequestError
 from sgl_router.http1.request import RequestHead
-
-POST_PATHS = frozenset(
-    {
-        "/classify",
-        "/detokenize",
-        "/generate",
-        "/rerank",
-        "/tokenize",
-        "/v1/audio/transcriptions",
-        "/v1/chat/completions",
-        "/v1/classify",
-        "/v1/completions",
-        "/v1/detokenize",
-        "/v1/embeddings",
-        "/v1/messages",
-        "/v1/rerank",
-        "/v1/responses",
-        "/v1/score",
-        "/v1/tokenize",
-    }
-)
-"""Passed on to an engine, besides all other paths under `/v1/`."""
 
 _OWN = frozenset({"/v1/models"})
 
@@ -34,7 +13,7 @@ def is_proxied(head: RequestHead) -> bool:
     Raises RequestError (405) where the path takes another method.
     """
     path = head.path
-    if path in POST_PATHS:
+    if path in ENDPOINTS:
         if head.method == b"POST":
             return True
         if head.method == b"OPTIONS":

@@ -6,12 +6,12 @@ from functools import partial
 
 from sgl_router.admin.control import AdminSettings, ControlPlane
 from sgl_router.config import RouterConfig
+from sgl_router.core.request import ENDPOINTS
 from sgl_router.core.worker import Health, Worker
 from sgl_router.gateway.checks import HealthChecks
 from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
 from sgl_router.gateway.exchange import Exchange
 from sgl_router.gateway.fetch import Fetcher
-from sgl_router.gateway.routes import POST_PATHS
 from sgl_router.telemetry.metrics import Telemetry
 
 
@@ -95,7 +95,7 @@ def _settings(config: RouterConfig) -> AdminSettings:
         admin_key=admin.get_secret_value().encode() if admin is not None else None,
         api_key=api.get_secret_value().encode() if api is not None else None,
         cors_origins=frozenset(config.cors_allowed_origins),
-        data_paths=POST_PATHS,
+        data_paths=ENDPOINTS,
     )
 
 

@@ -6,25 +6,9 @@ Names end in a unit of Prometheus' (seconds, ratio, total). Bounds of buckets ar
 from dataclasses import dataclass
 from typing import Literal
 
-PATHS = frozenset(
-    {
-        "/generate",
-        "/rerank",
-        "/tokenize",
-        "/detokenize",
-        "/v1/audio/transcriptions",
-        "/v1/chat/completions",
-        "/v1/classify",
-        "/v1/completions",
-        "/v1/detokenize",
-        "/v1/embeddings",
-        "/v1/messages",
-        "/v1/rerank",
-        "/v1/responses",
-        "/v1/score",
-        "/v1/tokenize",
-    }
-)
+from sgl_router.core.request import ENDPOINTS
+
+PATHS = ENDPOINTS
 """The values of the label `path`, besides `OTHER`: clients must not be able to make up more."""
 
 OTHER = "other"
