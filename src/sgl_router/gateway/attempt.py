@@ -142,7 +142,7 @@ class Attempt:
         now, pieces = context.clock(), 0
         if engine is not None:
             pieces = engine.pieces if engine.heard else 0  # else they are those of the last answer
-            if keep and engine.all_sent:
+            if keep and not engine.unsent:
                 context.pool.put(engine, now)
                 self.engine = None
         self.abort()

@@ -14,6 +14,7 @@ from sgl_router.core.retry import RetrySettings
 from sgl_router.core.worker import Worker
 from sgl_router.errors import RequestError
 from sgl_router.gateway.admission import AdmissionGate
+from sgl_router.gateway.connection import Outbox
 from sgl_router.gateway.handler import RequestHandler
 from sgl_router.gateway.pool import ConnectionPool
 from sgl_router.http1.request import ASKED, RequestHead
@@ -86,6 +87,7 @@ class GatewayContext:
     dispatcher: decides.
     health: learns of engines that cannot be reached; None where every worker counts as healthy.
     suspect: told of a worker that may have gone, to be checked at once.
+    outbox: what is written to connections, of either side.
     pool: connections to engines.
     admission: how many requests may be under way; None: any number.
     settings: limits.
@@ -102,6 +104,7 @@ class GatewayContext:
     dispatcher: Dispatcher
     health: HealthTable | None
     suspect: Callable[[Worker], None]
+    outbox: Outbox
     pool: ConnectionPool
     admission: AdmissionGate | None
     settings: GatewaySettings

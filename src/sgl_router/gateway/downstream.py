@@ -5,13 +5,13 @@ import logging
 import select
 import struct
 from socket import SO_LINGER, SOL_SOCKET
-from typing import cast
 
 from sgl_router.errors import ProtocolError, RequestError
+from sgl_router.gateway.connection import Connection
 from sgl_router.gateway.context import AsgiApp, GatewayContext
 from sgl_router.gateway.deadlines import Stillness, head_too_slow
 from sgl_router.gateway.disaggregated import exchange_type
-from sgl_router.gateway.flow import Hold, ReadGate
+from sgl_router.gateway.flow import Hold
 from sgl_router.gateway.handler import RequestHandler
 from sgl_router.gateway.own import OwnAnswer
 from sgl_router.gateway.replies import error_reply
@@ -52,12 +52,8 @@ class Clients:
             self.empty.set()
 
 
-class ClientConnection(asyncio.Protocol):
-    """A connection from a client.
-
-    Attributes:
-        reading: holds back the client while its engine is slow, or while it is ahead of us.
-    """
+class ClientConnection(Connection):
+    """A connection from a client."""
 
     __slots__ = (
         "_acting",
@@ -73,18 +69,14 @@ class ClientConnection(asyncio.Protocol):
         "_parser",
         "_request_open",
         "_stillness",
-        "_transport",
         "_waiting",
-        "reading",
     )
-
-    reading: ReadGate
-    _transport: asyncio.Transport
 
     def __init__(
         self, context: GatewayContext, clients: Clients, only: AsgiApp | None = None
     ) -> None:
         """`only`: answers everything that comes on this address; nothing is for an engine."""
+        super().__init__(context.outbox)
         self._context = context
         self._clients = clients
         self._only = only
@@ -103,8 +95,7 @@ class ClientConnection(asyncio.Protocol):
     # ---- of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
-        self.reading = ReadGate(self._transport)
+        super().connection_made(transport)
         self._clients.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -116,6 +107,7 @@ class ClientConnection(asyncio.Protocol):
                 self._act(events)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._clients.discard(self)
         self._waiting.clear()
         if self._linger is not None:
@@ -145,9 +137,6 @@ class ClientConnection(asyncio.Protocol):
         name = self._transport.get_extra_info("peername")
         return (name[0], name[1]) if name else ("", 0)
 
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
     def answered(self, *, keep_alive: bool) -> None:
         """The exchange has ended; what is left of its request is read and dropped."""
         self._exchange = None
@@ -160,10 +149,11 @@ class ClientConnection(asyncio.Protocol):
     def cut_off(self, *, reset: bool) -> None:
         """Close without the end of an answer, so that nobody takes it for complete."""
         self._exchange = None
+        self.write_out()
         if reset:
             linger = struct.pack("ii", 1, 0)  # on, for no time at all
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, linger)
-        self._transport.abort()
+        self.abort()
 
     # ---- of the gateway
 
@@ -173,7 +163,7 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is not None:
             return
         settings, mid_head = self._context.settings, self._parser.mid_message
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self.unsent
         if self._stillness is None:
             self._stillness = Stillness(None, now)
         still = self._stillness.lasts((self._heads, mid_head, unsent), now)
@@ -189,16 +179,16 @@ class ClientConnection(asyncio.Protocol):
         if still < limit:
             return
         if unsent:
-            self._transport.abort()
+            self.abort()
         elif mid_head:
             self._refuse(head_too_slow(limit))
         else:
-            self._transport.close()
+            self.close()
 
     def close_if_idle(self) -> None:
         """Close a connection that has no request on it."""
         if self._exchange is None:
-            self._transport.close()
+            self.close()
 
     def notice_departure(self) -> None:
         """Close where the client is gone; while nothing is read, nobody else would notice."""
@@ -206,11 +196,7 @@ class ClientConnection(asyncio.Protocol):
             departed = select.poll()
             departed.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
             if departed.poll(0):
-                self._transport.abort()
-
-    def abort(self) -> None:
-        """Close whatever is under way; its engine learns of it as if the client had gone."""
-        self._transport.abort()
+                self.abort()
 
     # ---- events
 
@@ -221,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
             waiting = self._tell(events)
         except Exception:  # noqa: BLE001 (the outermost callback of everything a client causes)
             _log.exception("a request failed")
-            self._transport.abort()
+            self.abort()
             return
         finally:
             self._acting = False
@@ -305,7 +291,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer what is no request, and close."""
         self._context.counters.count_error(error.code)
         line = b"x-request-id: %b\r\n" % self._context.new_id("").encode("ascii")
-        self._transport.write(error_reply(error, line, keep_alive=False))
+        self.write(error_reply(error, line, keep_alive=False))
         self._close(linger=True)
 
     def _close(self, *, linger: bool) -> None:
@@ -314,8 +300,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self._waiting.clear()
         if not linger:
-            self._transport.close()
+            self.close()
             return
+        self.write_out()
         self._linger = self._context.loop.call_later(LINGER_SECS, self._lingered)
         if self._transport.can_write_eof():  # not over TLS
             self._transport.write_eof()
@@ -323,7 +310,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _lingered(self) -> None:
         """Not before the client has been sent all of its answer."""
-        if self._transport.get_write_buffer_size():
+        if self.unsent:
             self._linger = self._context.loop.call_later(LINGER_SECS, self._lingered)
         else:
-            self._transport.abort()
+            self.abort()

@@ -244,7 +244,7 @@ class Exchange(RequestHandler):
     # ---- the engine's side
 
     def on_response(self, events: list[ResponseEvent]) -> None:
-        """What one read from the engine completed; passed on with one write."""
+        """What one read from the engine completed: one write, at once where the answer goes on."""
         out, answer = b"", self._answer
         for event in events:
             if type(event) is bytes:
@@ -273,7 +273,7 @@ class Exchange(RequestHandler):
                 self._broken(f"its answer: {event}")
                 return
         if out:
-            self._client.write(out)
+            self._client.write_at_once(out)
 
     def hold_client(self) -> None:
         self._client.reading.hold(Hold.PEER_FULL)

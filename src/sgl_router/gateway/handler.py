@@ -19,7 +19,10 @@ class ClientSide(Protocol):
     def peer(self) -> tuple[str, int]:
         """Its address and port."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Send it with what else this turn of the loop has to send."""
+
+    def write_at_once(self, data: bytes) -> None: ...
 
     def answered(self, *, keep_alive: bool) -> None:
         """The answer is complete; what is left of the request is read and dropped."""

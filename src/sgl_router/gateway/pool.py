@@ -7,6 +7,7 @@ from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError
+from sgl_router.gateway.connection import Outbox
 from sgl_router.gateway.upstream import EngineConnection
 
 IDLE_SECS = 4.0
@@ -22,6 +23,7 @@ class ConnectionPool:
     The number of connections is not bounded here: each carries one request in flight.
 
     Args:
+        outbox: of the connections that are made.
         connect_timeout: seconds for a connection to be made; a host that is gone must not hold a
             request for longer.
         tls: for workers with an https URL.
@@ -31,10 +33,12 @@ class ConnectionPool:
 
     def __init__(
         self,
+        outbox: Outbox,
         connect_timeout: float,
         tls: ssl.SSLContext | None = None,
         on_idle_lost: Callable[[Worker], None] | None = None,
     ) -> None:
+        self._outbox = outbox
         self._connect_timeout = connect_timeout
         self._tls = tls
         self.on_idle_lost = on_idle_lost
@@ -69,7 +73,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(
-                    lambda: EngineConnection(worker, self._forget),
+                    lambda: EngineConnection(self._outbox, worker, self._forget),
                     worker.host,
                     worker.port,
                     ssl=self._tls if worker.tls else None,

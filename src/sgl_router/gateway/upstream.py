@@ -3,15 +3,13 @@
 import asyncio
 import select
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 from sgl_router.core.worker import Worker
 from sgl_router.errors import ProtocolError
-from sgl_router.gateway.flow import Hold, ReadGate
+from sgl_router.gateway.connection import LARGE_BYTES, Connection, Outbox
+from sgl_router.gateway.flow import Hold
 from sgl_router.http1.response import ResponseEvent, ResponseParser
-
-JOINED_BYTES = 64 * 1024
-"""A body up to this size is written with its head: copying more costs more than a write."""
 
 
 class ResponseReceiver(Protocol):
@@ -30,7 +28,7 @@ class ResponseReceiver(Protocol):
         """The engine takes more again."""
 
 
-class EngineConnection(asyncio.Protocol):
+class EngineConnection(Connection):
     """A connection to one worker.
 
     Attributes:
@@ -38,26 +36,23 @@ class EngineConnection(asyncio.Protocol):
         reused: whether it has carried an exchange before the one that is on it now.
         heard: whether a byte has come since the exchange that is on it began.
         idle_since: when its last exchange ended, in seconds of the gateway's clock.
-        reading: holds back the engine while its client is slow.
     """
 
     __slots__ = (
         "_on_lost",
         "_parser",
         "_receiver",
-        "_transport",
         "_unread",
         "heard",
         "idle_since",
-        "reading",
         "reused",
         "worker",
     )
 
-    reading: ReadGate
-    _transport: asyncio.Transport
-
-    def __init__(self, worker: Worker, on_lost: Callable[["EngineConnection"], None]) -> None:
+    def __init__(
+        self, outbox: Outbox, worker: Worker, on_lost: Callable[["EngineConnection"], None]
+    ) -> None:
+        super().__init__(outbox)
         self.worker = worker
         self.reused = False
         self.heard = False
@@ -75,11 +70,11 @@ class EngineConnection(asyncio.Protocol):
         self.heard = False
         if head_request:
             self._parser = ResponseParser(to_head_request=True)
-        if len(body) <= JOINED_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.write(head)
-            self._transport.write(body)
+        if len(body) < LARGE_BYTES:
+            self.write(head + body)
+        else:  # to copy it would cost more
+            self.write(head)
+            self.write(body)
 
     def end(self, now: float) -> None:
         """Take the exchange off; the connection can have another one."""
@@ -89,13 +84,10 @@ class EngineConnection(asyncio.Protocol):
         if self.reading.held:
             self.reading.release(Hold.PEER_FULL)
 
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
     def abort(self) -> None:
         """Close at once: the engine's cue to stop generating. The exchange is not told."""
         self._receiver = None
-        self._transport.abort()
+        super().abort()
 
     @property
     def usable(self) -> bool:
@@ -104,30 +96,25 @@ class EngineConnection(asyncio.Protocol):
         return not self._transport.is_closing() and not self._unread.poll(0)
 
     @property
-    def all_sent(self) -> bool:
-        """Whether the engine has taken everything that was written."""
-        return self._transport.get_write_buffer_size() == 0
-
-    @property
     def pieces(self) -> int:
         """Pieces of its answer's body that have come."""
         return self._parser.pieces
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
-        self.reading = ReadGate(self._transport)
+        super().connection_made(transport)
         self._unread = select.poll()
         self._unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver
         if receiver is None:
-            self._transport.abort()  # an engine that speaks unasked is not to be trusted
+            self.abort()  # an engine that speaks unasked is not to be trusted
         else:
             self.heard = True
             receiver.on_response(self._parser.feed(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._on_lost(self)
         receiver, self._receiver = self._receiver, None
         if receiver is not None:

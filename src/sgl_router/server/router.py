@@ -23,6 +23,7 @@ from sgl_router.core.worker import Health, Role, Worker
 from sgl_router.errors import ConfigError
 from sgl_router.gateway.admission import AdmissionGate
 from sgl_router.gateway.checks import CheckSettings, HealthChecks
+from sgl_router.gateway.connection import Outbox
 from sgl_router.gateway.context import AsgiApp, GatewayContext, GatewaySettings
 from sgl_router.gateway.downstream import Clients
 from sgl_router.gateway.engine_metrics import EngineMetricsPoller
@@ -150,8 +151,8 @@ class RouterServer:
         """Build what talks to the network, and listen."""
         config, loop = self._config, asyncio.get_running_loop()
         engine_tls = tls.for_engines(config)
-        fetcher = Fetcher(engine_tls)
-        pool = ConnectionPool(config.connect_timeout_secs, engine_tls)
+        fetcher, outbox = Fetcher(engine_tls), Outbox(loop)
+        pool = ConnectionPool(outbox, config.connect_timeout_secs, engine_tls)
         self.registry.on_remove.append(pool.forget)
         checks = None
         if not config.disable_health_check:
@@ -169,6 +170,7 @@ class RouterServer:
             dispatcher=dispatcher,
             health=checks.table if checks is not None else None,
             suspect=checks.suspect if checks is not None else lambda _worker: None,
+            outbox=outbox,
             pool=pool,
             admission=AdmissionGate(admission, loop) if admission is not None else None,
             settings=_gateway_settings(config),
