@@ -165,9 +165,9 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     bodies = chat_bodies(min(total, options.bodies), options.body_bytes)
     requests = [http_request(f"127.0.0.1:{options.port}", body) for body in bodies]
     load = Load(requests, options.rate, options.body_bytes if options.check_length else 0)
-    spent = time.process_time()
     try:
         load.connect(options.port, options.connections)
+        spent = time.process_time()
         print(json.dumps({"state": "ready"}), flush=True)
         elapsed = load.run(total)
     except (Failed, OSError) as error:

@@ -8,8 +8,9 @@ kernel, and on a shared or virtual machine whatever else runs is worth more than
 - CPU time is the processes' own, by the kernel's clock of each process.
 - A client that asks again when it is answered slows down together with what it measures. Latencies
   are therefore taken at a fixed rate that all can serve, and counted from when a request was due
-  (`load_client.py`); those straight to the engine are taken in the same round and subtracted: the
-  difference of the medians, and of the 99th percentiles. Only requests/s come from a client that
+  (`load_client.py`); those straight to the engine, which begin each round, are subtracted: the
+  difference of the medians, and of the 99th percentiles, which is not the 99th percentile of what
+  is added. Only requests/s come from a client that
   asks without a pause (wrk), and so do the CPU times under saturation beside them: a busy program
   takes several requests each time it wakes up, and each is cheaper for it.
 - The engine must not be what is measured: nginx answers unary requests with 600 bytes it has ready

@@ -27,6 +27,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from clients import Failed, StreamLoad, StreamRun, streams, unary
@@ -51,6 +52,8 @@ BODIES = {"1 kB": (1_000, 2000), "100 kB": (100_000, 400), "8 MB": (8_000_000, 2
 """Sizes in bytes, and how many requests of each."""
 
 ENGINE_PORTS = 4
+ROUNDS = 5
+"""Of what is measured with one number of workers after the other; medians are shown."""
 DIRECT = "straight to the engine"
 BODY_BYTES = 1100
 STREAM_WORKERS = 8
@@ -85,25 +88,34 @@ class Settings:
 def measure_workers(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     load = ["--body-bytes", str(BODY_BYTES)]
-    paced = [*load, "--rate", str(settings.rate), "--seconds", str(settings.seconds)]
+    seconds = str(settings.seconds / ROUNDS)
+    paced = [*load, "--rate", str(settings.rate), "--seconds", seconds]
     with Lab() as lab:
         ports = free_ports(ENGINE_PORTS)
         engine = start_engine(lab, ports, 1, 1)
-        direct = unary(engine.port, None, *paced)
-        for count in WORKERS:
-            router = start_router(lab, settings.policy, worker_urls(ports, count))
-            idle = router.resident_bytes()
+        routers = {n: start_router(lab, settings.policy, worker_urls(ports, n)) for n in WORKERS}
+        idle = {count: router.resident_bytes() for count, router in routers.items()}
+        for count, router in routers.items():
             # Twice each worker, so that there is a connection to every one of them.
             unary(router.port, None, *load, "--requests", str(2 * count + 1000))
-            run = unary(router.port, router, *paced)
-            resident = router.resident_bytes()
-            router.stop()
+        runs: dict[int, list[dict[str, float]]] = {count: [] for count in WORKERS}
+        for _ in range(ROUNDS):
+            direct = unary(engine.port, None, *paced)
+            for count, router in routers.items():
+                run = unary(router.port, router, *paced)
+                assert run.cpu_us is not None, "it was watched"
+                runs[count].append(
+                    {
+                        "cpu_us": run.cpu_us,
+                        "added_p50_us": run.p50_us - direct.p50_us,
+                        "added_p99_us": run.p99_us - direct.p99_us,
+                    }
+                )
+        for count, router in routers.items():
             found[str(count)] = {
-                **asdict(run),
-                "added_p50_us": run.p50_us - direct.p50_us,
-                "added_p99_us": run.p99_us - direct.p99_us,
-                "idle_bytes": idle,
-                "resident_bytes": resident,
+                **{m: median(run[m] for run in runs[count]) for m in runs[count][0]},
+                "idle_bytes": idle[count],
+                "resident_bytes": router.resident_bytes(),
             }
     head = [
         f"{settings.policy}, {settings.rate:,.0f} requests/s",

@@ -7,7 +7,7 @@ examples=$root/examples/wasm_plugins
 target=wasm32-unknown-unknown
 
 usage() {
-    cat >&2 <<'EOF'
+    cat <<'EOF'
 usage: build_wasm_plugins.sh build|test|clean [--out DIR] [NAME ...]
 
   build   compile plugins to DIR/NAME.wasm
@@ -17,8 +17,9 @@ usage: build_wasm_plugins.sh build|test|clean [--out DIR] [NAME ...]
 NAME: a folder of examples/wasm_plugins, or the path of a crate (default: all of the examples).
 DIR:  where the modules go (default: plugins at the root of the repository).
 EOF
-    exit 2
 }
+
+misused() { usage >&2; exit 2; }
 
 die() { echo "build_wasm_plugins.sh: $*" >&2; exit 1; }
 
@@ -72,9 +73,15 @@ build() {
     done
 }
 
-check() {
+find_python() {
     python=$root/.venv/bin/python
     [[ -x $python ]] || python=python3
+    "$python" -c 'import pytest, sgl_router' 2>/dev/null ||
+        die "the golden decisions need pytest and sgl_router, and $python lacks one of them: run" \
+            "'pip install -e $root[test]', or 'make test', which makes $root/.venv with both."
+}
+
+check() {
     "$python" -m pytest "$root/tests/wasm/test_golden_decisions.py" --plugin-dir "$out" \
         ${chosen:+-k "$chosen"}
 }
@@ -86,11 +93,16 @@ clean() {
 }
 
 command=${1-} out=$root/plugins crates=() chosen=
-[[ $command =~ ^(build|test|clean)$ ]] || usage
+[[ $command =~ ^(build|test|clean)$ ]] || {
+    [[ $command =~ ^(-h|--help)$ ]] || misused
+    usage
+    exit
+}
 while shift && (($#)); do
     case $1 in
-        --out) out=${2-}; [[ $out ]] || usage; shift ;;
-        -*) usage ;;
+        --out) out=${2-}; [[ $out ]] || misused; shift ;;
+        -h | --help) usage; exit ;;
+        -*) misused ;;
         *) crate=$(find_crate "$1"); crates+=("$crate"); chosen+=${chosen:+ or }${crate##*/} ;;
     esac
 done
@@ -98,6 +110,6 @@ done
 
 case $command in
     build) build ;;
-    test) build; check ;;
+    test) find_python; build; check ;;
     *) clean ;;
 esac

@@ -17,7 +17,8 @@ An option is a flag, a key of the YAML file that `--config FILE` names, or an en
 environment over the file. A list is several words after a flag, which may be repeated, words
 separated by spaces in a variable, a YAML list in the file. A switch is `true` or `false` in a
 variable and in the file. Paths are relative to the working directory. A key that stands in none of
-the tables is an error, and so is a value that does not fit: the router does not start.
+the tables is an error, and so is a variable `SGL_ROUTER_…` or a value that does not fit: the router
+does not start. `SGL_ROUTER_CONFIG` names the file where `--config` does not.
 
 ```yaml
 policy: cache_aware
@@ -36,8 +37,10 @@ The same prefill engines are `--prefill http://10.0.0.1:30000 8998 --prefill …
 `http://10.0.0.1:30000 8998 http://10.0.0.2:30000 8998` in the variable. `workers` has no flag; in
 the variable it is a list in JSON. Where a number may be absent, `none` takes it back.
 
-The variable of a port is passed over where it is a URL such as `tcp://10.0.0.1:30000`: Kubernetes
-sets `SGL_ROUTER_PORT` so in every pod beside a Service that is called sgl-router.
+In every pod beside a Service that is called sgl-router, or sgl-router-admin, Kubernetes sets
+variables of its own. They are passed over: `SGL_ROUTER_PORT` where it is a URL such as
+`tcp://10.0.0.1:30000`, `SGL_ROUTER_SERVICE_HOST`, `SGL_ROUTER_SERVICE_PORT…`,
+`SGL_ROUTER_PORT_30000_TCP…` and the like.
 """
 REFUSED_HEAD = """
 ## Refused

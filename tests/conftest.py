@@ -18,7 +18,7 @@ from tests.wasm.guests import Bench
 settings.register_profile("all", deadline=None)  # nothing here is about how long it takes
 settings.load_profile("all")
 
-REQUIRE_ALL = "SGL_ROUTER_TEST_REQUIRE_ALL"
+REQUIRE_ALL = "REQUIRE_ALL_TESTS"
 """Where this environment variable is 1, a test that would be left out fails instead."""
 
 

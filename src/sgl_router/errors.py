@@ -30,7 +30,8 @@ class RouterError(Exception):
 class ConfigError(RouterError):
     """A setting that cannot be used.
 
-    The message names the option, but for a URL that `Worker` refuses: who was given it adds where.
+    The message names the option, but for a URL that `Worker` or `WorkerRegistry` refuses: who was
+    given it adds where.
     """
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from sgl_router.admin.control import AdminSettings
 from sgl_router.core.worker import Health, Worker
-from tests.admin.support import API_KEY, REMOTE, Router, error_of, up
+from tests.admin.support import ADMIN_KEY, API_KEY, LOCAL, REMOTE, Router, error_of, up
 
 ONE, TWO, THREE = "http://one:8000", "http://two:8000", "http://three:8000"
 PATH = "/abort_request"
@@ -145,6 +145,7 @@ async def test_a_page_cannot_send_it_without_asking_first(content_type: str | No
     async with router.client() as client:
         response = await client.post(PATH, content=b'{"abort_all": true}', headers=headers)
     assert error_of(response) == (400, "bad_request")
+    assert "expected application/json" in response.json()["error"]["message"]
     assert not router.engines.asked
 
 
@@ -152,13 +153,51 @@ async def test_the_data_planes_key_is_asked_for_and_passed_on() -> None:
     keys = AdminSettings(admin_key=b"other", api_key=API_KEY.encode())
     router = taking(ONE, up(TWO, api_key="engine-key"), settings=keys)
     async with router.client(REMOTE) as client:
-        response = await client.post(PATH, json={"abort_all": True})
+        response = await client.post(PATH, json={"rid": "a"})
         assert error_of(response) == (401, "invalid_api_key")
         assert not router.engines.asked
         key = {"authorization": f"Bearer {API_KEY}"}
-        response = await client.post(PATH, json={"abort_all": True}, headers=key)
+        response = await client.post(PATH, json={"rid": "a"}, headers=key)
     assert response.status_code == 200
     assert [asked.headers for asked in router.engines.asked] == [
         b"Authorization: Bearer %b\r\n" % API_KEY.encode(),
         b"Authorization: Bearer engine-key\r\n",
     ]
+
+
+@pytest.mark.parametrize("api_key", [None, API_KEY.encode()])
+async def test_everybodys_requests_are_stopped_with_the_admin_key_only(
+    api_key: bytes | None,
+) -> None:
+    keys = AdminSettings(admin_key=ADMIN_KEY.encode(), api_key=api_key)
+    router = taking(ONE, up(TWO, api_key="engine-key"), settings=keys)
+    data, admin = ({"authorization": f"Bearer {key}"} for key in (API_KEY, ADMIN_KEY))
+    async with router.client(REMOTE) as client:
+        response = await client.post(PATH, json={"abort_all": True}, headers=data)
+        assert error_of(response) == (401, "unauthorized")
+        if api_key is not None:
+            response = await client.post(PATH, json={"rid": "a"}, headers=admin)
+            assert error_of(response) == (401, "invalid_api_key")
+        assert not router.engines.asked
+        response = await client.post(PATH, json={"abort_all": True}, headers=admin)
+    assert response.status_code == 200
+    assert [asked.headers for asked in router.engines.asked] == [
+        b"",
+        b"Authorization: Bearer engine-key\r\n",
+    ], "the key of the control plane is not for engines"
+
+
+@pytest.mark.parametrize("api_key", [None, API_KEY.encode()])
+async def test_without_one_everybodys_are_stopped_from_this_machine_only(
+    api_key: bytes | None,
+) -> None:
+    router = taking(ONE, settings=AdminSettings(api_key=api_key))
+    body, data = {"abort_all": True}, {"authorization": f"Bearer {API_KEY}"}
+    async with router.client(REMOTE) as client:
+        assert error_of(await client.post(PATH, json=body, headers=data)) == (403, "forbidden")
+        assert (await client.post(PATH, json={"rid": "a"}, headers=data)).status_code == 200
+    async with router.client(LOCAL, x_forwarded_for=REMOTE) as client:
+        assert error_of(await client.post(PATH, json=body, headers=data)) == (403, "forbidden")
+    assert len(router.engines.asked) == 1
+    async with router.client(LOCAL) as client:
+        assert (await client.post(PATH, json=body)).status_code == 200

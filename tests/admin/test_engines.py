@@ -171,6 +171,18 @@ async def test_caches_that_are_not_flushed_are_named() -> None:
     assert all(failure.keys() == {"worker", "error"} for failure in body["failed"])
 
 
+async def test_no_cache_is_flushed() -> None:
+    router = Router(ONE, TWO)
+    router.engines.answer(ONE, "/flush_cache", b"", 400)
+    router.engines.break_off(TWO, "/flush_cache")
+    async with router.client() as client:
+        response = await client.post("/flush_cache")
+    assert error_of(response) == (502, "call_upstream_error")
+    for url in (ONE, TWO):
+        assert url in response.json()["error"]["message"]
+    assert not router.flushed
+
+
 async def test_no_caches_to_flush() -> None:
     async with Router().client() as client:
         response = await client.post("/flush_cache")

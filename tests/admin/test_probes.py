@@ -2,8 +2,8 @@
 
 import pytest
 
-from sgl_router.core.worker import Circuit, Health, Role, Worker
-from tests.admin.support import Router, up
+from sgl_router.core.worker import Health, Worker
+from tests.admin.support import Router
 
 ONE, TWO = "http://one:8000", "http://two:8000"
 
@@ -27,23 +27,6 @@ async def test_ready() -> None:
     assert response.json() == {"status": "ready", "healthy_workers": 2, "total_workers": 3}
 
 
-async def test_not_ready_without_a_worker_that_would_be_chosen() -> None:
-    open_breaker = up("http://four")
-    router = Router(
-        Worker(ONE), Worker(TWO, Health.DOWN), Worker("http://three", Health.DRAINING), open_breaker
-    )
-    router.registry.set_circuit(open_breaker, Circuit.OPEN)
-    async with router.client() as client:
-        response = await client.get("/readiness")
-        assert response.status_code == 503
-        assert response.json() == {
-            "status": "not ready",
-            "reason": "insufficient healthy workers",
-        }
-        router.registry.set_circuit(open_breaker, Circuit.CLOSED)
-        assert (await client.get("/readiness")).status_code == 200
-
-
 async def test_not_ready_where_asking_says_so() -> None:
     router = Router(ONE)
     router.ready = False
@@ -58,21 +41,6 @@ async def test_not_ready_before_it_stops() -> None:
         response = await client.get("/readiness")
     assert response.status_code == 503
     assert response.json() == {"status": "not ready", "reason": "draining"}
-
-
-@pytest.mark.parametrize(
-    ("roles", "status"),
-    [
-        (["prefill", "decode"], 200),
-        (["prefill", "prefill"], 503),
-        (["decode"], 503),
-        (["regular", "decode"], 200),
-    ],
-)
-async def test_a_disaggregated_pool_needs_both_halves(roles: list[Role], status: int) -> None:
-    workers = [up(f"http://engine-{number}", role=role) for number, role in enumerate(roles)]
-    async with Router(*workers).client() as client:
-        assert (await client.get("/readiness")).status_code == status
 
 
 @pytest.mark.parametrize(

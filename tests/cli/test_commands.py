@@ -12,7 +12,12 @@ import orjson
 import pytest
 
 from sgl_router import __version__
+from sgl_router.config import RouterConfig
 from sgl_router.config.options import OPTIONS
+from sgl_router.config.refused import REFUSED_POLICIES
+from sgl_router.errors import ConfigError
+from sgl_router.policies import PolicyFactory, shipped_plugins
+from sgl_router.server.plugins import plugins_to_load
 from tests.end_to_end.process import launched
 from tests.engines.llama import LlamaServer
 
@@ -76,6 +81,7 @@ def test_the_demo_can_be_kept_running() -> None:
     ("arguments", "named"),
     [
         (["--policy", "fastest"], ["fastest", "--policy", "round_robin", "least_connections"]),
+        (["--policy", "consistent_hash"], ["consistent_hash'", "consistent_hashing", "--policy"]),
         (["--policy", "missing.wasm"], ["missing", "missing.wasm"]),
         (["--worker-urls", "ftp://a"], ["ftp://a", "--worker-urls"]),
         (["--worker-urls", "http://a", "http://a/"], ["twice", "http://a"]),
@@ -90,6 +96,24 @@ def test_what_cannot_be_started_says_why(arguments: list[str], named: list[str])
     assert "Traceback" not in refused.stderr
     for part in named:
         assert part in refused.stderr
+
+
+def test_policies_of_other_routers_have_a_nearest() -> None:
+    factory = PolicyFactory()
+    known = {*factory.list_builtin_policies(), *shipped_plugins()}
+    for name, nearest in REFUSED_POLICIES.items():
+        assert name not in known
+        assert nearest.split()[0].rstrip(";") in known
+        with pytest.raises(ConfigError, match=f"{name}'.*{nearest}"):
+            plugins_to_load(RouterConfig(policy=name))
+        (own,) = plugins_to_load(RouterConfig(policy=name, plugin=(f"a/{name}.wasm",)))
+        assert own.name == name
+    factory.close()
+
+
+def test_an_engines_url_with_the_v1_of_clients_is_doubted_at_the_start() -> None:
+    with launched("--worker-urls", "http://127.0.0.1:1/v1", "http://127.0.0.1:1") as router:
+        assert router.log.count("leave out its /v1") == 1
 
 
 def test_settings_of_a_plugin_that_is_not_there(tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_the_demo_names_the_nearest_of_its_own_flags(capsys: pytest.CaptureFixtu
     assert "sgl-router demo" in told
 
 
+def test_help_does_not_wait_for_what_only_a_router_needs() -> None:
+    code = (
+        "import sys\n"
+        "from sgl_router.cli.main import main\n"
+        "try: main(['launch', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'fastapi', 'wasmtime', 'uvloop'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("set()\n")
+
+
 def test_the_module_named_as_sglang_routers_takes_the_same_flags() -> None:
     texts = {
         subprocess.run(

@@ -111,6 +111,40 @@ def test_a_service_link_of_kubernetes_is_no_port() -> None:
         load(environment={"SGL_ROUTER_QUEUE_SIZE": link})
 
 
+def test_what_else_kubernetes_sets_for_a_service_is_none_of_ours() -> None:
+    link = "tcp://10.0.0.1:30000"
+    for service in ("SGL_ROUTER", "SGL_ROUTER_ADMIN", "SGL_ROUTER_V2"):
+        variables = {
+            f"{service}_SERVICE_HOST": "10.0.0.1",
+            f"{service}_SERVICE_PORT": "30000",
+            f"{service}_SERVICE_PORT_HTTP": "30000",
+            f"{service}_PORT": link,
+            f"{service}_PORT_30000_TCP": link,
+            f"{service}_PORT_30000_TCP_PROTO": "tcp",
+            f"{service}_PORT_30000_TCP_PORT": "30000",
+            f"{service}_PORT_30000_TCP_ADDR": "10.0.0.1",
+        }
+        assert load(environment=variables) == RouterConfig()
+
+
+def test_a_variable_names_the_file_where_no_flag_does(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("port: 1\n")
+    two.write_text("port: 2\n")
+    environment = {"SGL_ROUTER_CONFIG": str(one)}
+    assert load(environment=environment).port == 1
+    assert load("--config", str(two), environment=environment).port == 2
+
+
+@pytest.mark.parametrize(("word", "level"), [("warning", "warn"), ("critical", "error")])
+def test_vllm_routers_levels_are_taken(word: str, level: str) -> None:
+    assert load("--log-level", word).log_level == level
+
+
+def test_a_path_is_taken_without_its_first_slash() -> None:
+    assert load("--health-check-endpoint", "health").health_check_endpoint == "/health"
+
+
 def test_plugin_settings_from_a_file_or_in_place(tmp_path: Path) -> None:
     settings = tmp_path / "plugins.yaml"
     settings.write_text("weighted_random:\n  config: {weights: {}}\n")
@@ -133,7 +167,15 @@ def test_plugin_settings_from_a_file_or_in_place(tmp_path: Path) -> None:
         (["--request-timeout-secs", "none"], {}, ["--request-timeout-secs", "none"]),
         (["--max-payload-size", "-1"], {}, ["--max-payload-size", "-1"]),
         (["--log-level", "loud"], {}, ["--log-level", "loud", "warn"]),
-        (["--health-check-endpoint", "health"], {}, ["--health-check-endpoint"]),
+        (["--health-check-endpoint", "http://a/health"], {}, ["--health-check-endpoint"]),
+        (["--health-check-endpoint", ""], {}, ["--health-check-endpoint"]),
+        (["--worker-urls"], {}, ["--worker-urls", "without a URL"]),
+        (["--worker-urls", "--port", "1"], {}, ["--worker-urls", "without a URL"]),
+        (["--api-key", "k" * 4097], {}, ["--api-key", "4,096"]),
+        ([], {"SGL_ROUTER_WORKER_URL": "http://a"}, ["SGL_ROUTER_WORKER_URL", "worker_urls"]),
+        ([], {"SGL_ROUTER_port": "1"}, ["SGL_ROUTER_port", "port"]),
+        ([], {"SGL_ROUTER_HTTP_PORT": "80"}, ["SGL_ROUTER_HTTP_PORT"]),
+        ([], {"SGL_ROUTER_CONFIG": "/nowhere.yaml"}, ["SGL_ROUTER_CONFIG", "/nowhere.yaml"]),
         (["--engine-metrics-endpoint", "/a b"], {}, ["--engine-metrics-endpoint", "/a b"]),
         (["--max-concurrent-requests", "0"], {}, ["--max-concurrent-requests", "-1", "'0'"]),
         (["--max-concurrent-requests", "-2"], {}, ["--max-concurrent-requests", "-2"]),
@@ -194,7 +236,11 @@ def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
         ("log-dir: /tmp\n", ["log-dir", "log_dir", REFUSED["log_dir"]]),
         ("1: 2\n", ["1", "router.yaml"]),
         ("- 1\n", ["list", "mapping"]),
-        ("port: [1\n", ["YAML", "line 2"]),
+        ("port: [1\n", ["YAML", "line 2", "',' or ']'", "end of the file", "line 1, column 7"]),
+        ("\tport: 1\n", ["line 1", "a tab", "cannot start any token"]),
+        ("a: b: c\n", ["line 1, column 5", "mapping values are not allowed here"]),
+        ("port: \x00\n", ["character 7", "U+0000"]),
+        ("port: 1\npolicy\n", ["line 3", "':'", "that begins in line 2, column 1"]),
         ("port: 2024-13-45\n", ["YAML"]),
         ("port: 1\npolicy: random\nport: 2\n", ["line 3", "router.yaml"]),
         ("port: high\n", ["port", "high", "router.yaml"]),

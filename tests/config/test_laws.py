@@ -16,7 +16,7 @@ from tests.config.support import load
 WORD = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
 URL = WORD.map(lambda host: f"http://{host}:1")
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
-    "worker_urls": st.lists(URL, max_size=3),
+    "worker_urls": st.lists(URL, min_size=1, max_size=3),
     "cors_allowed_origins": st.lists(st.just("*") | URL, max_size=3),
     "health_check_endpoint": WORD.map(lambda word: f"/{word}"),
     "engine_metrics_endpoint": WORD.map(lambda word: f"/{word}"),

@@ -222,6 +222,18 @@ def test_a_busy_worker_that_breaks_is_taken_out() -> None:
     assert bench.circuit() is Circuit.OPEN
 
 
+def test_failures_of_before_do_not_delay_it() -> None:
+    """A busy worker that has failed now and then all along is out with its third in a row."""
+    bench = Bench()
+    for _ in range(10):
+        bench.fail(1)
+        for _ in range(100):
+            bench.end(True)
+    assert bench.circuit() is Circuit.CLOSED
+    bench.fail(3)
+    assert bench.circuit() is Circuit.OPEN
+
+
 def test_workers_do_not_share_failures() -> None:
     bench = Bench()
     other = Worker("http://other:8000", Health.UP)

@@ -78,6 +78,7 @@ def test_each_prompt_of_a_batch_has_a_room_of_its_own(
 def test_the_vllm_prefill_engine_makes_one_token_and_keeps_the_blocks() -> None:
     body = orjson.loads(
         vllm_prefill(
+            "/v1/completions",
             {
                 "prompt": "p",
                 "stream": True,
@@ -86,7 +87,7 @@ def test_the_vllm_prefill_engine_makes_one_token_and_keeps_the_blocks() -> None:
                 "max_completion_tokens": 300,
                 "min_tokens": 5,
                 "temperature": 0,
-            }
+            },
         )
     )
     assert body.pop("kv_transfer_params")["do_remote_decode"] is True
@@ -98,6 +99,17 @@ def test_the_vllm_prefill_engine_makes_one_token_and_keeps_the_blocks() -> None:
         "min_tokens": 1,
         "temperature": 0,
     }
+
+
+def test_the_responses_api_has_a_limit_of_its_own_name() -> None:
+    body = orjson.loads(vllm_prefill("/v1/responses", {"input": "p", "max_output_tokens": 200}))
+    assert body["max_output_tokens"] == 1
+
+
+def test_the_decode_engine_can_join_an_ipv6_host_and_a_port() -> None:
+    prefill = Worker("http://[::1]:30001", role="prefill", bootstrap_port=8998)
+    added = sglang_bootstrap({"text": "p"}, prefill, lambda: 7)
+    assert added["bootstrap_host"] == "[::1]"
 
 
 def test_the_vllm_decode_engine_is_told_where_the_blocks_are() -> None:

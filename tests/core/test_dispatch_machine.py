@@ -48,10 +48,11 @@ class DispatchMachine(RuleBasedStateMachine):
         self.registry = WorkerRegistry()
         self.open: list[Decision] = []
         self.first_bytes: list[Decision] = []  # those of the open ones that have had theirs
+        self.policies: dict[Role, Policy] = {"regular": PowerOfTwo()}
         self.added = self.ended = self.entropy = self.now = 0
         self.dispatcher = Dispatcher(
             self.registry,
-            PowerOfTwo(),
+            self.policies["regular"],
             PowerOfTwo(),
             entropy=lambda: self.entropy,
             now_ms=lambda: self.now * 1000,
@@ -107,7 +108,8 @@ class DispatchMachine(RuleBasedStateMachine):
         except RequestError as error:
             unknown = bool(model and self.registry.models and not serving)
             assert error.status == (404 if unknown else 503)
-            assert not may_take or isinstance(self.dispatcher.policy_for(role), Whimsical)
+            policy = self.policies.get(role, self.policies["regular"])
+            assert not may_take or isinstance(policy, Whimsical)
             return multiple()
         assert decision.worker in may_take
         if hint is not None and 0 <= hint < len(serving) and serving[hint] in may_take:
@@ -144,7 +146,8 @@ class DispatchMachine(RuleBasedStateMachine):
 
     @rule(policy=st.sampled_from([*BUILTIN_POLICIES, Whimsical]), role=ROLES)
     def swap(self, policy: type[Policy], role: Role) -> None:
-        self.dispatcher.use(policy(), PowerOfTwo(), role)
+        self.policies[role] = policy()
+        self.dispatcher.use(self.policies[role], PowerOfTwo(), role)
 
     @invariant()
     def counts_are_those_of_the_open_decisions(self) -> None:

@@ -41,9 +41,6 @@ def test_each_role_has_its_policy_and_those_without_have_the_regular_one() -> No
         ("http://prefill", prefill),
         ("http://decode", regular),
     ]
-    assert bench.dispatcher.policy is regular
-    assert bench.dispatcher.policy_for("prefill") is prefill
-    assert bench.dispatcher.policy_for("decode") is regular
 
 
 def test_the_fallback_is_the_one_of_the_role() -> None:
@@ -242,6 +239,27 @@ def test_who_was_sent_a_text_is_known_at_the_next() -> None:
     bench.dispatch(body("system prompt, two and more"))
     bench.dispatch(body("system prompt, two and more"))
     assert policy.seen == [(0, [0, 0]), (18, [15, 18]), (27, [27, 18])]
+
+
+def test_what_an_engine_held_before_it_dropped_its_cache_is_forgotten() -> None:
+    policy = SeesPrefix()
+    bench = Bench(policy)
+    bench.dispatch(body("text"))
+    bench.dispatch(body("text"), target=1)
+    bench.dispatcher.forget_prefixes(bench.workers[0])
+    bench.dispatch(body("text"))
+    bench.dispatch(body("text"))
+    assert policy.seen == [(0, [0, 0]), (4, [0, 4]), (4, [4, 4])]
+
+
+def test_what_a_worker_held_that_has_gone_is_forgotten() -> None:
+    policy = SeesPrefix()
+    bench = Bench(policy)
+    bench.dispatch(body("text"))
+    bench.dispatch(body("text"), target=1)
+    bench.registry.remove(bench.workers[1])
+    bench.dispatch(body("text"))
+    assert bench.dispatcher._prefixes.match(("regular", None), "text").holders == {bench.workers[0]}
 
 
 def test_what_one_role_is_sent_the_other_does_not_hold() -> None:

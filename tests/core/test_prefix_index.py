@@ -22,8 +22,8 @@ LEAF = NODE_CHARACTERS + HOLDER_CHARACTERS  # what a text costs besides its char
 
 def index_of(*texts: tuple[str, Worker], limit: int = 2**26) -> PrefixIndex:
     index = PrefixIndex(limit)
-    for at, (text, worker) in enumerate(texts):
-        index.insert(POOL, text, worker, at)
+    for text, worker in texts:
+        index.insert(POOL, text, worker)
     return index
 
 
@@ -36,7 +36,7 @@ def test_an_empty_index_holds_nothing() -> None:
     index = PrefixIndex()
     match = index.match(POOL, "text")
     assert (match.characters, set(match.holders), match.of(A)) == (0, set(), 0)
-    assert (index.size, len(index), index.oldest_ms) == (0, 0, None)
+    assert (index.size, len(index)) == (0, 0)
 
 
 def test_an_empty_text_is_not_remembered_and_found_nowhere() -> None:
@@ -90,7 +90,7 @@ def test_what_a_worker_was_sent_before_takes_nothing_more() -> None:
     index = index_of(("one two three", A))
     size = index.size
     for text in ("one", "one two", "one two three"):
-        index.insert(POOL, text, A, 1)
+        index.insert(POOL, text, A)
     assert (len(index), index.size) == (1, size)
 
 
@@ -102,8 +102,8 @@ def test_a_conversation_that_moves_is_known_to_both() -> None:
 
 def test_pools_do_not_share_texts() -> None:
     index = PrefixIndex()
-    index.insert(("regular", "llama"), "text", A, 0)
-    index.insert(("prefill", "llama"), "text", B, 0)
+    index.insert(("regular", "llama"), "text", A)
+    index.insert(("prefill", "llama"), "text", B)
     assert found(index, "text", ("regular", "llama")) == (4, {A})
     assert found(index, "text", ("prefill", "llama")) == (4, {B})
     assert found(index, "text", ("regular", None)) == (0, set())
@@ -123,7 +123,7 @@ def test_a_long_text_is_left_at_any_place(place: int) -> None:
     index = index_of((text, A))
     other = text[:place] + "y" + text[place + 1 :]
     assert found(index, other) == (place, {A})
-    index.insert(POOL, other, B, 1)
+    index.insert(POOL, other, B)
     assert found(index, other) == (4_096, {B})
     assert found(index, text) == (4_096, {A})
 
@@ -142,31 +142,29 @@ def test_what_a_text_costs() -> None:
     index = index_of(("x" * 100, A))
     alone = index.size
     assert alone == 100 + LEAF + NODE_CHARACTERS  # the pool's own
-    index.insert(POOL, "x" * 100, A, 1)
+    index.insert(POOL, "x" * 100, A)
     assert index.size == alone
-    index.insert(POOL, "x" * 100, B, 2)
+    index.insert(POOL, "x" * 100, B)
     assert index.size == alone + HOLDER_CHARACTERS
-    index.insert(POOL, "x" * 130, B, 3)
+    index.insert(POOL, "x" * 130, B)
     assert index.size == alone + HOLDER_CHARACTERS + 30 + LEAF
 
 
 def test_the_least_recently_used_text_is_evicted_first() -> None:
     three = NODE_CHARACTERS + 3 * (LEAF + 100)
     index = index_of(*((letter * 100, A) for letter in "abc"), limit=three)
-    index.insert(POOL, "a" * 100, A, 3)
-    index.insert(POOL, "d" * 100, A, 4)
+    index.insert(POOL, "a" * 100, A)
+    index.insert(POOL, "d" * 100, A)
     assert [found(index, letter * 100)[0] for letter in "abcd"] == [100, 0, 100, 100]
-    assert index.oldest_ms == 2
-    index.insert(POOL, "e" * 100, A, 5)
+    index.insert(POOL, "e" * 100, A)
     assert [found(index, letter * 100)[0] for letter in "abcde"] == [100, 0, 0, 100, 100]
-    assert index.oldest_ms == 3
 
 
 def test_to_ask_is_not_to_use() -> None:
     two = NODE_CHARACTERS + 2 * (LEAF + 100)
     index = index_of(("a" * 100, A), ("b" * 100, A), limit=two)
     assert found(index, "a" * 100) == (100, {A})
-    index.insert(POOL, "c" * 100, A, 2)
+    index.insert(POOL, "c" * 100, A)
     assert found(index, "a" * 100) == (0, set())
 
 
@@ -179,13 +177,13 @@ def test_what_texts_share_is_kept_for_longer_than_what_they_do_not() -> None:
 
 def test_a_text_larger_than_the_whole_index_leaves_it_empty() -> None:
     index = index_of(("a", A), ("b" * 5_000, B), limit=2_000)
-    assert (index.size, len(index), index.oldest_ms) == (0, 0, None)
+    assert (index.size, len(index)) == (0, 0)
 
 
 def test_many_pools_are_bounded_too() -> None:
     index = PrefixIndex(100_000)
     for n in range(2_000):
-        index.insert(("regular", f"{n:01000}"), "text", A, n)
+        index.insert(("regular", f"{n:01000}"), "text", A)
         assert index.size <= 100_000
     assert len(index) <= 100
     assert found(index, "text", ("regular", f"{0:01000}")) == (0, set())
@@ -201,7 +199,7 @@ def test_so_is_one_that_was_made_longer_from_above() -> None:
     index = index_of(*(("a" * 2 * n, (A, B)[n % 2]) for n in range(1, 65)))
     assert found(index, "a" * 128)[0] == 128
     for place in range(1, 64, 2):
-        index.insert(POOL, "a" * place + "b", C, 65)
+        index.insert(POOL, "a" * place + "b", C)
     assert found(index, "a" * 128)[0] == 64
 
 
@@ -224,18 +222,20 @@ def test_forgetting_takes_effect_though_nothing_was_ever_sent() -> None:
     assert found(index, "text") == (4, {A})
 
 
-def test_a_worker_that_is_forgotten_is_not_remembered_anew() -> None:
-    index = index_of(("one", A), ("two", A))
+def test_what_a_forgotten_worker_is_sent_is_remembered_anew() -> None:
+    index = index_of(("system one", A), ("system two", A), ("system", B))
     index.forget(A)
-    index.insert(POOL, "three", A, 2)
-    assert len(index) == 2
-    assert found(index, "three") == (0, set())
+    index.insert(POOL, "system two", A)
+    assert found(index, "system one") == (7, {A})  # "system ", of the second
+    index.forget(A)
+    assert found(index, "system two") == (6, {B})
+    assert not index.match(POOL, "system two").holds_most(A)
 
 
 def test_its_texts_can_be_sent_to_another() -> None:
     index = index_of(("system one", A), ("system two", A))
     index.forget(A)
-    index.insert(POOL, "system one", B, 2)
+    index.insert(POOL, "system one", B)
     assert found(index, "system one") == (10, {B})
     assert found(index, "system two") == (7, {B})
 
@@ -245,7 +245,7 @@ def test_a_used_text_costs_nothing_for_workers_that_are_gone() -> None:
     index = index_of(*(("text", worker) for worker in workers))
     for worker in workers[1:]:
         index.forget(worker)
-    index.insert(POOL, "text", workers[0], 50)
+    index.insert(POOL, "text", workers[0])
     assert index.size == index_of(("text", A)).size
 
 
@@ -256,7 +256,7 @@ def test_a_forgotten_worker_is_let_go() -> None:
     assert sys.getrefcount(worker) > before
     index.forget(worker)
     for n in range(100):
-        index.insert(POOL, f"{n:0100}", A, n)
+        index.insert(POOL, f"{n:0100}", A)
     assert sys.getrefcount(worker) == before
 
 
@@ -267,10 +267,10 @@ def test_a_match_keeps_what_it_needs_and_no_more() -> None:
     match = index.match(POOL, "first")
     before = sys.getrefcount(worker)
     for n in range(100):
-        index.insert(POOL, f"{n:0100}", worker, n)
+        index.insert(POOL, f"{n:0100}", worker)
     index.forget(worker)
     for n in range(100):
-        index.insert(POOL, f"{n:0100}", A, n)
+        index.insert(POOL, f"{n:0100}", A)
     assert sys.getrefcount(worker) == before
     assert match.of(A) == 5
 

@@ -34,7 +34,7 @@ class ExactMachine(RuleBasedStateMachine):
 
     @rule(pool=pools, text=texts, which=st.integers(0, 3))
     def insert(self, pool: Pool, text: str, which: int) -> None:
-        self.index.insert(pool, text, self.workers[which], 0)
+        self.index.insert(pool, text, self.workers[which])
         self.sent.append((pool, text, self.workers[which]))
 
     @rule(which=st.integers(0, 3))
@@ -43,6 +43,11 @@ class ExactMachine(RuleBasedStateMachine):
         self.index.forget(gone)
         self.workers[which] = Worker(gone.url)
         self.sent = [one for one in self.sent if one[2] is not gone]
+
+    @rule(which=st.integers(0, 3))
+    def flush_worker(self, which: int) -> None:
+        self.index.forget(self.workers[which])
+        self.sent = [one for one in self.sent if one[2] is not self.workers[which]]
 
     @rule(pool=pools, text=texts)
     def match(self, pool: Pool, text: str) -> None:
@@ -60,7 +65,9 @@ class ExactMachine(RuleBasedStateMachine):
         }
         most = max(held.values())
         assert match.characters == most
-        assert set(match.holders) == {w for w, n in held.items() if n == most and n}
+        assert match.holders == {w for w, n in held.items() if n == most and n}
+        assert match.holder_count == len(match.holders)
+        assert match.holders == {w for w in self.workers if match.holds_most(w)}
         assert {worker: match.of(worker) for worker in self.workers} == held
 
 
@@ -82,13 +89,18 @@ class BoundedMachine(RuleBasedStateMachine):
     )
     def insert(self, pool: Pool, text: str, repeat: int, which: int) -> None:
         text *= repeat
-        self.index.insert(pool, text, self.workers[which], 0)
+        self.index.insert(pool, text, self.workers[which])
         self.sent.add((pool, text, self.workers[which]))
 
     @rule(which=st.integers(0, 2))
     def replace_worker(self, which: int) -> None:
         self.index.forget(self.workers[which])
         self.workers[which] = Worker(f"http://engine-{which}")
+
+    @rule(which=st.integers(0, 2))
+    def flush_worker(self, which: int) -> None:
+        self.index.forget(self.workers[which])
+        self.sent = {one for one in self.sent if one[2] is not self.workers[which]}
 
     @rule(pool=pools, text=texts)
     def match(self, pool: Pool, text: str) -> None:
@@ -111,8 +123,10 @@ class BoundedMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """A text that is larger than everything evicts it all, and leaves a size of nothing."""
         if hasattr(self, "index"):
-            self.index.insert(POOLS[0], "z" * MAX_TEXT_CHARACTERS, self.workers[0], 0)
+            self.index.insert(POOLS[0], "z" * MAX_TEXT_CHARACTERS, self.workers[0])
             assert (self.index.size, len(self.index)) == (0, 0)
+            assert not self.index._alone
+            assert not self.index._forgotten
 
 
 class OrderMachine(RuleBasedStateMachine):
@@ -128,7 +142,7 @@ class OrderMachine(RuleBasedStateMachine):
 
     @rule(letter=st.sampled_from("abcdefghij"))
     def insert(self, letter: str) -> None:
-        self.index.insert(POOLS[0], letter * 10, self.worker, 0)
+        self.index.insert(POOLS[0], letter * 10, self.worker)
         self.kept = [*(kept for kept in self.kept if kept != letter), letter][-self.room :]
 
     @invariant()

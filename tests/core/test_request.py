@@ -55,6 +55,20 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
         ({"input": "one"}, "one"),
         ({"input": ["one", "two"]}, "one two"),
         ({"input": [[1, 2], [3]]}, "1 2 3"),
+        ({"input": "one", "instructions": "zero"}, "zero one"),
+        ({"input": [{"role": "user", "content": "one"}], "instructions": "zero"}, "zero one"),
+        (
+            {
+                "input": [
+                    {"role": "user", "content": [{"type": "input_text", "text": "one"}, IMAGE]},
+                    {"type": "function_call_output", "call_id": "c", "output": "tool"},
+                    {"role": "assistant", "content": "two"},
+                ]
+            },
+            "one two",
+        ),
+        ({"input": [{"text": "one"}, {"image": "AAAA"}]}, "one"),
+        ({"text_1": "one", "text_2": ["two", "three"]}, "one"),
         ({"query": "one", "documents": ["two"]}, "one"),
         ({"documents": ["one", {"text": "two"}]}, "one two"),
         ({"model": "m"}, None),

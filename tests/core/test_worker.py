@@ -79,6 +79,8 @@ def test_a_trailing_slash_makes_no_difference(given_url: str, url: str) -> None:
         "http://engine/\x7f",
         "http://bücher:8000",
         "http://engine/ü",
+        "http://engine/a/..",
+        "http://engine/./a",
         "http://engine:port",
         "http://engine:80:90",
         "http://engine:-1",
@@ -112,6 +114,8 @@ def test_any_text_is_a_worker_or_a_config_error(url: str) -> None:
     [
         ("HTTP://Engine:8000/Path", "http://engine:8000/Path"),
         ("Https://ENGINE", "https://engine"),
+        ("http://engine:", "http://engine"),
+        ("http://engine:08001", "http://engine:8001"),
     ],
 )
 def test_one_engine_has_one_url_however_it_is_written(given_url: str, url: str) -> None:

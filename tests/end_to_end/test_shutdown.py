@@ -50,7 +50,7 @@ async def told_to_stop(process: RouterProcess, number: signal.Signals) -> None:
     assert "stopping" in await within(process.next_line())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_what_is_under_way_is_finished(number: signal.Signals) -> None:
     """Readiness is taken back first; who comes all the same is served."""
     engine = Engine()

@@ -114,3 +114,33 @@ def test_wrong_use(arguments: list[str]) -> None:
     refused = script(*arguments)
     assert refused.returncode == 2
     assert "usage" in refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["build", "--help"]])
+def test_help(arguments: list[str]) -> None:
+    helped = script(*arguments)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "usage" in helped.stdout
+
+
+def test_without_pytest(tmp_path: Path) -> None:
+    """In a copy of the script, whose folder has no environment, with a Python that lacks it."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "examples" / "wasm_plugins" / "one").mkdir(parents=True)
+    (tmp_path / "examples" / "wasm_plugins" / "one" / "Cargo.toml").touch()
+    copy = tmp_path / "scripts" / SCRIPT.name
+    copy.write_bytes(SCRIPT.read_bytes())
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    refused = subprocess.run(
+        ["bash", str(copy), "test"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": f"{python.parent}:/usr/bin:/bin"},
+    )
+    assert refused.returncode == 1
+    for part in ("pytest", "pip install", "make test"):
+        assert part in refused.stderr

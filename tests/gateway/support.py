@@ -1,6 +1,8 @@
 """A router in this process, engines that follow a script, and a client that sees raw bytes."""
 
 import asyncio
+import ipaddress
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -217,8 +219,10 @@ class Client:
         self._rest = b""
 
     async def send(self, data: bytes) -> None:
+        """Raises TimeoutError where the router does not read on for `PATIENCE_SECS`."""
         self.writer.write(data)
-        await self.writer.drain()
+        async with asyncio.timeout(PATIENCE_SECS):
+            await self.writer.drain()
 
     async def response(self, *, head_request: bool = False) -> Response:
         """The next response; raises ProtocolError where the connection ends within it."""
@@ -334,7 +338,10 @@ def deaf_url() -> Iterator[str]:
 
 
 def free_url() -> str:
-    """A URL at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    """A URL at which nothing listens, a different one each time.
+
+    A port that was free a moment ago may be given to the next connection that anybody makes; this
+    one is given to nobody.
+    """
+    host = ipaddress.IPv4Address("127.0.0.2") + random.randrange(2**23)
+    return f"http://{host}:1"

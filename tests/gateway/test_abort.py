@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import orjson
 import pytest
 
+from sgl_router.core import request as core_request
 from sgl_router.server import RouterServer
 from tests.gateway.support import (
     Client,
@@ -165,3 +167,30 @@ async def test_an_engine_that_cannot_be_reached() -> None:
         response = await other.ask(b"POST", PATH, b'{"rid": "mine"}', JSON)
         assert (response.status, response.error_code) == (502, "call_upstream_error")
         assert not any(engine.aborts for engine in engines.values())
+
+
+async def test_bodies_that_do_not_name_it_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To parse everybody's would take seconds, in which nobody else is served."""
+    parsed = 0
+    parse = core_request._json_object
+
+    def counted(body: bytes) -> dict[str, Any]:
+        nonlocal parsed
+        parsed += 1
+        return parse(body)
+
+    monkeypatch.setattr(core_request, "_json_object", counted)
+    async with (
+        three_engines() as engines,
+        running(*engines) as server,
+        connected(server) as other,
+        AsyncExitStack() as stack,
+    ):
+        for number in range(9):
+            client = await stack.enter_async_context(connected(server))
+            body = b'{"rid": "request-%d", "input_ids": [%b1]}' % (number, b"1, " * 10_000)
+            await begun(server, client, b"/generate", body, b"")
+        status, workers = await abort(other, b'{"rid": "request-4"}')
+        assert (status, len(workers), parsed) == (200, 1, 1)
+        assert await abort(other, b'{"rid": "another"}') == (200, list(engines))
+        assert parsed == 1

@@ -112,6 +112,29 @@ async def test_an_engine_has_its_own_key() -> None:
     assert proxied.head.get(b"authorization") == b"Bearer %b" % KEY.encode(), "passed on as it came"
 
 
+@pytest.mark.parametrize("name", [b"authorization", b"x-api-key"])
+async def test_the_routers_key_is_not_for_an_engine_that_has_its_own(name: bytes) -> None:
+    """However it was shown."""
+    seen: list[Request] = []
+    others: list[Request] = []
+    shown = (b"Bearer %b" if name == b"authorization" else b"%b") % KEY.encode()
+    async with (
+        ScriptedEngine(answering(respond(), seen)) as engine,
+        ScriptedEngine(answering(respond(), others)) as other,
+        running(
+            api_key=KEY, workers=[{"url": engine.url, "api_key": ENGINE_KEY}, {"url": other.url}]
+        ) as server,
+        connected(server) as client,
+    ):
+        for _ in range(2):
+            assert (await ask(client, b"%b: %b\r\n" % (name.title(), shown))).status == 200
+    (ours,), (theirs,) = seen, others
+    assert ours.head.get(b"authorization") == b"Bearer %b" % ENGINE_KEY.encode()
+    assert ours.head.get(b"x-api-key") is None
+    assert KEY.encode() not in ours.head.raw
+    assert theirs.head.get(name) == shown, "passed on as it came"
+
+
 async def test_keys_are_in_no_log_and_no_listing(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(socket: EngineSocket) -> None:
         await socket.request()

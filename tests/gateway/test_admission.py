@@ -2,13 +2,16 @@
 
 import asyncio
 import random
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 import pytest
 
+from sgl_router.core.worker import Health
+from sgl_router.gateway.exchange import WAITING_BYTES, Exchange
 from sgl_router.server import RouterServer
-from tests.gateway.inside import Clock, admission
+from tests.gateway.inside import Clock, admission, context_of
 from tests.gateway.support import (
     POST,
     EngineSocket,
@@ -247,13 +250,39 @@ async def test_an_unreachable_worker_costs_no_place() -> None:
             assert admission(server) == (0, 0)
 
 
-async def test_a_body_that_comes_before_its_turn_is_kept_for_it() -> None:
-    """As far as there is room for it; then the client is held back."""
+async def test_many_that_wait_may_fail_one_after_the_other() -> None:
+    """Each makes room for the next, which fails in its turn: that ends, however many they are."""
+    waiting = 400
+    engine = Turns()
+    async with (
+        ScriptedEngine(engine) as one,
+        running(one.url, max_concurrent_requests=1, queue_size=waiting) as server,
+        connected(server) as first,
+    ):
+        await first.send(request("first"))
+        await until(lambda: admission(server) == (1, 0))
+        async with AsyncExitStack() as stack:
+            others = [await stack.enter_async_context(connected(server)) for _ in range(waiting)]
+            for client in others:
+                await client.send(POST)
+            await until(lambda: admission(server) == (1, waiting))
+            (worker,) = server.registry
+            server.registry.set_health(worker, Health.DOWN)
+            engine.end("first")
+            assert (await first.response()).body == b"firstlast"
+            for client in others:
+                assert (await client.response()).error_code == "no_available_workers"
+        assert admission(server) == (0, 0)
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "cache_aware"])
+async def test_a_body_that_comes_before_its_turn_is_kept_for_it(policy: str) -> None:
+    """As far as there is room for it; then the client is held back, whoever will read the body."""
     turns = Turns()
     size = 4 * 1024 * 1024
     async with (
         ScriptedEngine(turns) as engine,
-        running(engine.url, max_concurrent_requests=1) as server,
+        running(engine.url, max_concurrent_requests=1, policy=policy) as server,
         connected(server) as one,
         connected(server) as two,
     ):
@@ -262,6 +291,12 @@ async def test_a_body_that_comes_before_its_turn_is_kept_for_it() -> None:
         head = b"POST /v1/two HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n" % size
         sending = asyncio.ensure_future(two.send(head + b"x" * size))
         await until(lambda: admission(server) == (1, 1))
+        (waiting,) = (
+            r for r in context_of(server).requests if isinstance(r, Exchange) and r._queued
+        )
+        upload = waiting._upload
+        await until(lambda: waiting._client.reading.held or upload.received == size)
+        assert upload.received < 4 * WAITING_BYTES
         turns.end("one")
         turns.end("two")
         await within(sending)

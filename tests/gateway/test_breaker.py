@@ -1,6 +1,7 @@
 """The circuit breaker at work: what opens it, who may probe, and what never counts."""
 
 import asyncio
+import logging
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -308,3 +309,63 @@ async def test_late_answers_of_before_it_opened_change_nothing() -> None:
         await settle()
         assert await circuits(server) == ["half_open"]
         assert [o.engine_ok for _, o in placements.done] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_clients_that_are_slow_with_their_bodies_never_open_it(chunked: bool) -> None:
+    """An engine has its own patience with a body that does not come, and closes."""
+
+    async def impatient(socket: EngineSocket) -> None:
+        while head := await socket.reader.read(65_536):
+            if b"GET /v1/" not in head:
+                return
+            await socket.send(respond(b"served"))
+
+    framing = (
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\n{"
+        if chunked
+        else (b"Content-Length: 100\r\n\r\n{")
+    )
+    async with (
+        ScriptedEngine(impatient) as one,
+        ScriptedEngine(impatient) as other,
+        running(one.url, other.url, **{**SETTINGS, "disable_retries": False}) as server,
+    ):
+        for _ in range(6):
+            async with connected(server) as slow:
+                await slow.send(b"POST /v1/x HTTP/1.1\r\nHost: r\r\n" + framing)
+                assert (await slow.response()).status == 502
+        assert await circuits(server) == ["closed", "closed"]
+        async with connected(server) as client:
+            assert (await client.ask(b"GET", b"/v1/x")).body == b"served"
+
+
+async def test_each_change_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> list[int]:
+        records = [r for r in caplog.records if r.name == "sgl_router.server.router"]
+        assert all(one.url in record.getMessage() for record in records)
+        return [record.levelno for record in records]
+
+    engine = Engine(500)
+    async with (
+        ScriptedEngine(engine) as one,
+        running(one.url, **SETTINGS) as server,
+        connected(server) as client,
+    ):
+        with caplog.at_level(logging.INFO):
+            clock = Clock(server)
+            for _ in range(2):
+                await client.post()
+            assert told() == []
+            for _ in range(3):
+                await client.post()
+            assert told() == [logging.WARNING]
+            engine.status = 200
+            clock.advance(61)
+            half_open = told()
+            assert set(half_open[1:]) <= {logging.INFO}
+            assert (await client.post()).status == 200
+            assert told() == half_open
+            for _ in range(4):
+                assert (await client.post()).status == 200
+            assert told() == [*half_open, logging.INFO]

@@ -201,7 +201,8 @@ async def test_events_until_the_connections_end() -> None:
     broken = await streamed([EVENT], resets, placements)
     assert whole.body == EVENT
     assert broken.body.startswith(EVENT)
-    assert "error" in data_of(events(broken.body)[-1])
+    error = data_of(events(broken.body)[-1])["error"]
+    assert "Connection reset by peer" in error["message"], "what happened is told"
     assert [outcome.engine_ok for _, outcome in placements.done] == [True, False]
 
 

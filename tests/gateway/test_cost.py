@@ -120,7 +120,7 @@ def calls_of(action: Callable[[], None]) -> Counter[str]:
     return calls
 
 
-@pytest.mark.parametrize(("policy", "bound"), [("round_robin", 80), ("least_connections", 115)])
+@pytest.mark.parametrize(("policy", "bound"), [("round_robin", 74), ("least_connections", 86)])
 async def test_calls_for_a_request(policy: str, bound: int) -> None:
     async with paired(policy) as pair:
         tasks = asyncio.all_tasks()

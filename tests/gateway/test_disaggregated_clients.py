@@ -149,3 +149,21 @@ async def test_nothing_stays_counted_whatever_happens(pd_engine: str) -> None:
         await until(lambda: not any(worker.load for worker in server.registry))
     assert statuses.count(200) > 20
     assert set(statuses) <= {200, 429, 502, 503}
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_an_answer_to_head_has_no_body(status: int) -> None:
+    """Neither half of it: a connection on which one is awaited would be held until a time-out."""
+
+    async def answers(socket: EngineSocket) -> None:
+        while (request := await socket.request()) is not None:
+            answer = respond(b"one and one", 200 if request.head.method == b"POST" else status)
+            head, end, body = answer.partition(b"\r\n\r\n")
+            await socket.send(head + end + (body if request.head.method == b"POST" else b""))
+
+    async with pairs([answers], [answers]) as (server, client):
+        for _ in range(2):
+            assert (await client.ask(b"HEAD", b"/v1/thing", BODY)).status == status
+            answer = await client.post(b"/generate", BODY)
+            assert (answer.status, answer.body) == (200, b"one and one")
+        await until(lambda: all(worker.load == 0 for worker in server.registry))

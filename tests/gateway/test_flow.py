@@ -1,11 +1,16 @@
 """Back-pressure: a slow side holds up its own peer and nothing else, and memory stays bounded."""
 
 import asyncio
+import socket
+from typing import cast
 
 import pytest
 
 from sgl_router.gateway import downstream
+from tests.gateway.inside import client_connection, gateway_of
 from tests.gateway.support import (
+    POST,
+    Client,
     EngineSocket,
     ScriptedEngine,
     answering,
@@ -13,6 +18,8 @@ from tests.gateway.support import (
     deaf_url,
     respond,
     running,
+    settle,
+    until,
     within,
 )
 
@@ -145,3 +152,40 @@ async def test_an_early_answer_is_not_cut_off_while_it_is_being_read(
         await asyncio.sleep(0.1)  # ten times as long as the connection lingers
         assert b"200" in head
         assert await within(client.reader.readexactly(size)) == b"x" * size
+
+
+async def test_a_pipelining_client_that_does_not_read_holds_back_the_next_engine() -> None:
+    """Also one that is still to be connected to when the answer before fills the client's side."""
+    small, large = b"y" * 50_000, PIECE * 256
+
+    async def script(engine: EngineSocket) -> None:
+        request = await engine.request()
+        assert request is not None
+        if request.head.path == "/v1/large":
+            await engine.send(respond(large))
+        else:
+            await engine.send(respond(small, extra=b"Connection: close\r\n"))
+
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with ScriptedEngine(script) as engine, running(engine.url) as server:
+            sock.connect(("127.0.0.1", server.port))
+            sock.setblocking(False)
+            client = Client(*await asyncio.open_connection(sock=sock))
+            transport = cast(asyncio.Transport, client.writer.transport)
+            try:
+                transport.pause_reading()
+                await until(lambda: gateway_of(server)._clients.connections)
+                connection = client_connection(server)
+                ours = connection._transport.get_extra_info("socket")
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                await client.send(POST * 2 + POST.replace(b"/v1/x", b"/v1/large"))
+                await until(lambda: connection._full)
+                for _ in range(20):
+                    await settle()
+                assert connection.unsent < 2_000_000
+                transport.resume_reading()
+                for body in (small, small, large):
+                    assert (await client.response()).body == body
+            finally:
+                transport.abort()

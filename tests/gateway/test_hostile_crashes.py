@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.hostile import reset
+from tests.gateway.inside import Clock
 from tests.gateway.support import (
     EngineSocket,
     ScriptedEngine,
@@ -70,3 +71,34 @@ async def test_a_request_that_ends_engines(kept: bool, abrupt: bool, prefill: bo
     """Connections that were kept are closed at times just as they are used; not as often."""
     async with AsyncExitStack() as stack:
         assert await crashes(stack, kept=kept, abrupt=abrupt, prefill=prefill) == 2
+
+
+@pytest.mark.parametrize("prefill", [False, True], ids=["regular", "prefill"])
+async def test_a_request_on_which_engines_close_is_begun_three_times_at_most(prefill: bool) -> None:
+    """They live on, and connections to all of them were kept: only the first is asked again."""
+    begun = 0
+
+    async def closes(socket: EngineSocket) -> None:
+        nonlocal begun
+        while (request := await socket.request()) is not None:
+            if b"poison" in request.body:
+                begun += 1
+                return
+            await socket.send(ANSWER)
+
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(ScriptedEngine(closes)) for _ in range(ENGINES)]
+        urls = [engine.url for engine in engines]
+        settings: dict[str, Any] = {}
+        if prefill:
+            other = await stack.enter_async_context(ScriptedEngine(answering(ANSWER)))
+            settings = {"pd_disaggregation": True, "prefill": tuple(urls), "decode": (other.url,)}
+            settings["pd_engine"] = "vllm"
+            urls = []
+        server = await stack.enter_async_context(running(*urls, **settings))
+        client = await stack.enter_async_context(connected(server))
+        Clock(server)  # it stands still: however slow the machine is, connections close soon
+        for _ in range(ENGINES):
+            assert (await client.post(b"/generate", GOOD)).status == 200
+        assert (await client.post(b"/generate", POISON)).status == 502
+        assert begun == 3

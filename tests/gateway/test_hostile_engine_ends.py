@@ -11,7 +11,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_router.gateway import exchange, gateway, upstream
+from sgl_router.gateway import gateway, upstream
 from tests.gateway.hostile import (
     POST,
     Seen,
@@ -282,13 +282,13 @@ async def test_an_engine_that_is_full_and_declines_holds_nobody_back(
             transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
         made(self, transport)
 
-    def hold_client(self: exchange.Exchange) -> None:
-        hold(self)
+    def pause_writing(self: upstream.EngineConnection) -> None:
+        pause(self)
         held.set()
 
-    hold = exchange.Exchange.hold_client
+    pause = upstream.EngineConnection.pause_writing
     monkeypatch.setattr(upstream.EngineConnection, "connection_made", with_little_room)
-    monkeypatch.setattr(exchange.Exchange, "hold_client", hold_client)
+    monkeypatch.setattr(upstream.EngineConnection, "pause_writing", pause_writing)
 
     async def declines(socket: EngineSocket) -> None:
         await socket.reader.readuntil(b"\r\n\r\n")

@@ -128,7 +128,8 @@ async def test_draining_finishes_what_is_under_way() -> None:
             assert (readiness.status, orjson.loads(readiness.body)["reason"]) == (503, "draining")
             assert await probe.closed()
         async with connected(server) as late:
-            assert (await late.post(b"/v1/late")).body == b"late"
+            told = await late.post(b"/v1/late")
+            assert (told.body, told.get(b"connection")) == (b"late", [b"close"])
             assert await late.closed()
         assert not stopping.done()
         go_on.set()

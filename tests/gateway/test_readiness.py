@@ -1,12 +1,13 @@
 """Readiness tells the truth about engines, also when nobody sends requests."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sgl_router.core.worker import Health
+from sgl_router.core.worker import Health, Role, Worker
 from sgl_router.gateway import checks
 from sgl_router.server import RouterServer
 from tests.gateway.inside import context_of
@@ -19,7 +20,9 @@ from tests.gateway.support import (
     free_url,
     respond,
     running,
+    settle,
     until,
+    within,
 )
 
 SELDOM: dict[str, Any] = {
@@ -122,7 +125,7 @@ async def test_where_not_all_can_be_asked_some_may_be_well(patient: pytest.Monke
         fleet.asked.clear()
         fleet.hanging.update(range(3))
         assert (await readiness(server))[0] == 200
-        assert sorted(fleet.asked) == [0, 1]
+        assert sorted(fleet.asked[:2]) == [0, 1], "then those in doubt, by their own checks"
         fleet.hanging.clear()
 
 
@@ -247,3 +250,56 @@ async def test_without_checks_readiness_counts_workers() -> None:
     """Nothing takes them out then; what nobody checks is taken for well."""
     async with running(free_url()) as server:
         assert (await readiness(server))[0] == 200
+
+
+@pytest.mark.usefixtures("patient")
+async def test_questions_that_come_together_share_their_checks() -> None:
+    """Anybody may ask, and as often as they like."""
+    asked, may_answer = 0, asyncio.Event()
+    may_answer.set()
+
+    async def script(socket: EngineSocket) -> None:
+        nonlocal asked
+        while await socket.request() is not None:
+            asked += 1
+            await within(may_answer.wait())
+            await socket.send(respond(b"well"))
+
+    async with ScriptedEngine(script) as engine, running(engine.url, **SELDOM) as server:
+        await all_up(server)
+        asked = 0
+        may_answer.clear()
+        questions = [asyncio.ensure_future(readiness(server)) for _ in range(30)]
+        await until(lambda: len(context_of(server).requests) == len(questions))
+        await settle()
+        may_answer.set()
+        answers = await within(asyncio.gather(*questions))
+        assert {status for status, _ in answers} == {200}
+        assert asked == 1
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "not checked"])
+@pytest.mark.parametrize("disaggregated", [True, False], ids=["disaggregated", "whole"])
+async def test_workers_that_no_request_is_given_to_do_not_count(
+    disaggregated: bool, checked: bool
+) -> None:
+    halves: list[Role] = ["prefill", "decode"]
+    wrong: list[Role] = ["regular"] if disaggregated else halves
+    right: list[Role] = halves if disaggregated else ["regular"]
+    settings: dict[str, Any] = SELDOM if checked else {}
+    if disaggregated:
+        settings = {
+            **settings, "pd_disaggregation": True, "prefill": (free_url(),), "decode": (free_url(),)
+        }  # fmt: skip
+    health = Health.UNKNOWN if checked else Health.UP
+    async with Fleet(4) as fleet, running(**settings) as server, connected(server) as client:
+        for worker in list(server.registry):
+            server.registry.remove(worker)
+        urls = iter(fleet.urls)
+        for roles, status in ((wrong, 503), (right, 200)):
+            for role in roles:
+                server.registry.add(Worker(next(urls), health, role=role))
+            await all_up(server)
+            assert (await readiness(server))[0] == status
+            if status == 503:
+                assert (await client.post(body=b'{"prompt": "a"}')).status == status

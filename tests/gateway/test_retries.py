@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sgl_router.gateway import upload
+from sgl_router.gateway.exchange import Exchange
 from tests.gateway.inside import Clock, context_of
 from tests.gateway.support import (
     POST,
@@ -256,11 +257,14 @@ async def test_who_waits_for_a_retry_may_leave_and_may_be_timed_out(leaves: bool
             await client.send(POST)
             await until(lambda: seen and not any(worker.load for worker in server.registry))
             (request,) = context_of(server).requests
+            assert isinstance(request, Exchange) and request._backoff is not None
+            retry = request._backoff
             if not leaves:
                 clock.advance(1800)
                 answer = await client.response()
                 assert (answer.status, answer.error_code) == (504, "call_upstream_timeout")
         await until(lambda: request not in context_of(server).requests)
+        assert retry.cancelled()
         await settle()
         assert len(seen) == 1
 

@@ -1,6 +1,8 @@
 """TLS on both sides: with whom the router speaks, and what is different about it."""
 
 import asyncio
+import socket
+import ssl
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ import pytest
 
 from sgl_router.core.worker import Health
 from sgl_router.errors import ConfigError, ProtocolError
+from sgl_router.gateway import downstream
 from tests.gateway.certificates import Certificate, make_certificate
+from tests.gateway.inside import client_connection
 from tests.gateway.support import (
+    PATIENCE_SECS,
     POST,
     EngineSocket,
     Request,
@@ -264,6 +269,49 @@ async def test_a_stream_over_tls_on_both_sides(ours: Certificate) -> None:
             await within(client.reader.readuntil(b"piece\r\n"))
             event.set()
         assert await within(client.reader.readuntil(b"0\r\n\r\n"))
+
+
+def _dial(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A client's socket that holds little of what it does not read."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(PATIENCE_SECS)
+    sock.connect(("127.0.0.1", port))
+    return context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+
+def _read(sock: ssl.SSLSocket) -> bytes:
+    """All that comes up to its orderly end."""
+    got = b""
+    while data := sock.recv(65_536):
+        got += data
+    return got
+
+
+async def test_an_early_answer_that_is_not_read_at_once_is_not_cut_off(
+    ours: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transport under TLS holds it, and does not say how much."""
+    monkeypatch.setattr(downstream, "LINGER_SECS", 0.01)
+    body = b"x" * 60_000
+
+    async def script(engine: EngineSocket) -> None:
+        await engine.reader.readuntil(b"part one")
+        await engine.send(respond(body))
+        await engine.reader.read()
+
+    async with ScriptedEngine(script) as engine, running(engine.url, **shown(ours)) as server:
+        with await asyncio.to_thread(_dial, server.port, ours.client_side()) as client:
+            connection = client_connection(server)
+            sock = connection._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            head = POST.replace(b"Length: 2", b"Length: 16").replace(
+                b"Host", b"Connection: close\r\nHost"
+            )
+            client.sendall(head.removesuffix(b"{}") + b"part one")
+            await until(connection._transport.is_closing)
+            got = await asyncio.to_thread(_read, client)
+    assert got.partition(b"\r\n\r\n")[2] == body
 
 
 # ---- files

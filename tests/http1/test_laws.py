@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.errors import ProtocolError
-from sgl_router.http1.grammar import DOT_SEGMENT
-from sgl_router.http1.head import END, HOP_BY_HOP, LAST_CHUNK, Headers, chunk
+from sgl_router.http1.grammar import DOT_SEGMENT, HOP_BY_HOP
+from sgl_router.http1.head import END, LAST_CHUNK, Headers, chunk
 from sgl_router.http1.request import RequestHead, RequestParser, encode_request_head
 from sgl_router.http1.response import ResponseHead, ResponseParser, encode_response_head
 from tests.http1.feeding import (

@@ -6,8 +6,9 @@ import orjson
 from hypothesis import strategies as st
 
 from sgl_router.core.policy import Policy
+from sgl_router.core.prefix_index import PrefixMatch
 from sgl_router.core.registry import WorkerRegistry, WorkerView
-from sgl_router.core.request import PrefixMatch, RequestView
+from sgl_router.core.request import RequestView
 from sgl_router.core.worker import EngineMetrics, Health, Role, Worker
 
 ENTROPY = st.integers(0, 2**53 - 1)

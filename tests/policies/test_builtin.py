@@ -121,7 +121,7 @@ class Asked:
             now_ms=question.now_ms,
             prefix=prefix,
         )
-        self.index.insert(view.pool, text or "", view[index], question.now_ms)
+        self.index.insert(view.pool, text or "", view[index])
         view[index].load += 1
         return view, index
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome
-from sgl_router.core.prefix_index import MAX_TEXT_CHARACTERS, Match, PrefixIndex
+from sgl_router.core.prefix_index import MAX_TEXT_CHARACTERS, PrefixIndex, PrefixMatch
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Health, Worker
@@ -23,11 +23,11 @@ def index_of(view: WorkerView, sent: dict[str, list[int]]) -> PrefixIndex:
     index = PrefixIndex()
     for text, indexes in sent.items():
         for i in indexes:
-            index.insert(("regular", None), text, view[i], 0)
+            index.insert(("regular", None), text, view[i])
     return index
 
 
-def match_of(view: WorkerView, sent: dict[str, list[int]], text: str) -> Match:
+def match_of(view: WorkerView, sent: dict[str, list[int]], text: str) -> PrefixMatch:
     return index_of(view, sent).match(("regular", None), text)
 
 

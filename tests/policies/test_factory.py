@@ -7,6 +7,7 @@ import pytest
 
 from sgl_router.core.policy import Policy
 from sgl_router.core.prefix_index import PrefixIndex
+from sgl_router.core.worker import EngineMetrics
 from sgl_router.errors import PluginRefused
 from sgl_router.policies import (
     BUILTIN_POLICIES,
@@ -47,6 +48,7 @@ def test_the_defaults_of_the_settings() -> None:
         balance_abs_threshold=64,
         balance_rel_threshold=1.5,
         max_idle_secs=14_400.0,
+        engine_metrics_interval_secs=1.0,
     )
 
 
@@ -71,7 +73,7 @@ def test_cache_aware_is_made_by_the_settings(
     options: PolicyOptions | None, load: int, known: int, stays: bool
 ) -> None:
     view, index = view_of([load, 0]), PrefixIndex()
-    index.insert(view.pool, "x" * 100, view[0], 0)
+    index.insert(view.pool, "x" * 100, view[0])
     text = "x" * known + "y" * (100 - known)
     prefix = index.match(view.pool, text)
     chosen = ask(made("cache_aware", options), view, text=text, prefix=prefix)
@@ -85,6 +87,19 @@ def test_manual_is_made_by_the_settings(options: PolicyOptions | None, secs: int
         assert ask(policy, view, 0, key="key") == 0
         later = ask(policy, view, 1, key="key", now_ms=NOW_MS + secs * 1000 + late)
         assert (later == 0) is stays
+
+
+@pytest.mark.parametrize("name", ["power_of_two", "least_load"])
+@pytest.mark.parametrize(("interval", "fresh_ms"), [(0.1, 5_000), (1.0, 5_000), (20.0, 60_000)])
+def test_metrics_are_used_for_as_long_as_they_are_polled(
+    name: str, interval: float, fresh_ms: int
+) -> None:
+    policy = made(name, PolicyOptions(engine_metrics_interval_secs=interval))
+    for late, used in ((-1, True), (0, False)):
+        view = view_of([1, 0])
+        for worker, queued in zip(view, (0, 9), strict=True):
+            worker.metrics = EngineMetrics(queued, 0, None, NOW_MS)
+        assert ask(policy, view, 0, now_ms=NOW_MS + fresh_ms + late) == (0 if used else 1)
 
 
 @pytest.mark.parametrize("name", ["", "unknown", "wasm:", "wasm:unknown", "Random", "wasm:random"])

@@ -66,6 +66,14 @@ def test_a_key_that_is_not_used_is_forgotten() -> None:
     assert ask(policy, view, 1, key="key", now_ms=NOW_MS + 3 * HOUR_MS + 1) == 1
 
 
+def test_a_key_is_forgotten_though_others_that_are_older_are_still_remembered() -> None:
+    """A few of them are tidied up with each request, not all of them at once."""
+    policy, view = Manual(max_idle_secs=3600), view_of([0, 0])
+    keys = [f"key {n}" for n in range(10)]
+    assert {ask(policy, view, 0, key=key, now_ms=NOW_MS) for key in keys} == {0}
+    assert ask(policy, view, 1, key=keys[-1], now_ms=NOW_MS + HOUR_MS + 1) == 1
+
+
 def test_the_default_is_four_hours() -> None:
     policy, view = Manual(), view_of([0, 0])
     ask(policy, view, 0, key="key")

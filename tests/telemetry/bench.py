@@ -79,9 +79,14 @@ class Bench:
             Outcome(worker.url, success, status, ttft_ms, duration_ms, chunks, error, engine_ok),
         )
 
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """The whole page and its content type."""
+        pieces, content_type = self.telemetry.pieces(accept)
+        return b"".join(pieces), content_type
+
     def families(self) -> dict[str, Metric]:
         """All families by name, as the library's parser names them: counters without `_total`."""
-        page, content_type = self.telemetry.render("")
+        page, content_type = self.page("")
         assert content_type == "text/plain; version=0.0.4; charset=utf-8"
         return {family.name: family for family in text_string_to_metric_families(page.decode())}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.utils import floatToGoString
 
+from sgl_router.core.request import ENDPOINTS
 from sgl_router.core.worker import Circuit, EngineMetrics, Health
 from sgl_router.errors import DecisionError
-from sgl_router.telemetry.catalogue import CATALOGUE, PATHS, Described
+from sgl_router.telemetry.catalogue import CATALOGUE, Described
 from tests.telemetry.bench import Bench
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -39,7 +40,7 @@ def test_the_document_has_the_buckets() -> None:
 
 def test_the_document_has_the_values_of_labels() -> None:
     (paths,) = re.findall(r"^\| `path` \| (.*), and `other` \|$", PAGE, re.MULTILINE)
-    assert sorted(paths.split(", ")) == sorted(f"`{path}`" for path in PATHS)
+    assert sorted(paths.split(", ")) == sorted(f"`{path}`" for path in ENDPOINTS)
     (healths,) = re.findall(r"^\| `health` \| (.*) \|$", PAGE, re.MULTILINE)
     assert healths == ", ".join(f"`{health.value}`" for health in Health)
     numbers = [described.help for described in CATALOGUE if "circuit" in described.name]

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome
-from sgl_router.core.request import RequestView
+from sgl_router.core.request import ENDPOINTS, RequestView
 from sgl_router.core.worker import Health, Worker
 from sgl_router.errors import DecisionError
 from sgl_router.telemetry import catalogue
@@ -190,11 +190,11 @@ def test_the_number_of_series_is_bounded() -> None:
     """It grows with workers and paths by sums, not by products."""
     bench = Bench(workers=20)
     for worker in bench.workers:
-        for path in catalogue.PATHS | {"/v1/unknown"}:
+        for path in ENDPOINTS | {"/v1/unknown"}:
             for status in (None, 200, 302, 404, 500, 999):
                 for error, engine_ok in ((None, True), ("left", None), ("broke", False)):
                     bench.finish(worker, path=path, status=status, error=error, engine_ok=engine_ok)
-    paths, endings = len(catalogue.PATHS) + 1, 6 * 3
+    paths, endings = len(ENDPOINTS) + 1, 6 * 3
     assert len(bench.samples("requests_total")) == paths * endings
     assert len(bench.samples("worker_requests_total")) == 20 * endings
     assert len(bench.samples("request_duration_seconds_count")) == paths * 3
@@ -239,7 +239,7 @@ def test_a_worker_that_leaves_takes_its_labels_along() -> None:
     for worker in bench.workers:
         bench.finish(worker)
     bench.registry.remove(gone)
-    page, _ = bench.telemetry.render("")
+    page, _ = bench.page("")
     assert gone.url not in page.decode()
     assert stays.url in page.decode()
     assert bench.values("requests_total", "path") == {CHAT: 2}, "what it did stays done"

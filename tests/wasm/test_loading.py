@@ -1,11 +1,16 @@
 """Loading, listing and unloading, by the factory; and memory that grows."""
 
 import asyncio
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import orjson
 import pytest
 
 from sgl_router.errors import DecisionError, PluginRefused
-from sgl_router.policies import WasmPolicyConfig
+from sgl_router.policies import PolicyFactory, WasmPolicyConfig
+from sgl_router.wasm.manifest import SECTION
 from tests.wasm.guests import LOOP, ONE_PAGE, Bench, guest, request, view, wasi
 
 GROWS = '(memory (export "memory") 1 10000)'
@@ -61,6 +66,56 @@ async def test_different_names_are_loaded_at_once(bench: Bench) -> None:
     configs = [bench.config(guest(), f"p{number}") for number in range(8)]
     await asyncio.gather(*map(bench.factory.load_wasm_plugin, configs))
     assert sorted(bench.factory.list_wasm_plugins()) == [f"p{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"), [("1.2\n", r"mine 1.2\n loaded"), (None, "mine loaded")]
+)
+async def test_the_log_has_a_plugins_version(
+    bench: Bench, caplog: pytest.LogCaptureFixture, version: str | None, shown: str
+) -> None:
+    caplog.set_level(logging.INFO, "sgl_router.wasm")
+    await bench.policy(guest(sections={SECTION: orjson.dumps({"version": version})}), "mine")
+    assert f"plugin {shown} from " in caplog.text
+
+
+async def test_a_load_that_is_given_up_before_it_begins_keeps_no_clock(bench: Bench) -> None:
+    factory = PolicyFactory()
+    before = _clocks()
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        threads.submit(free.wait)
+        loading = asyncio.create_task(factory.load_wasm_plugin(bench.config(guest(), "mine")))
+        await asyncio.sleep(0)
+        assert _clocks() == before + 1
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        factory.close()
+        free.set()
+    assert _clocks() == before
+
+
+async def test_a_load_that_begins_after_the_close_is_refused(bench: Bench) -> None:
+    factory = PolicyFactory()
+    before = _clocks()
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        threads.submit(free.wait)
+        loading = asyncio.create_task(factory.load_wasm_plugin(bench.config(guest(), "mine")))
+        await asyncio.sleep(0)
+        factory.close()
+        free.set()
+        with pytest.raises(PluginRefused, match="stopped"):
+            await loading
+    assert _clocks() == before
+    assert factory.list_wasm_plugins() == []
+
+
+def _clocks() -> int:
+    return sum(thread.name == "wasm-clock" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("name", [["mine"], None, 7, "", "a b"])

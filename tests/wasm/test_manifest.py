@@ -129,7 +129,7 @@ def test_a_config_that_does_not_match_is_named_by_its_path(
         read_module(bench.config(wasm, config=config), BUILTIN_NAMES)
     (text,) = caught.value.reasons
     assert path in text
-    assert "option config" in text
+    assert "option --plugin-config" in text
 
 
 def test_each_mismatch_is_reported() -> None:

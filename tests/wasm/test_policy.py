@@ -118,7 +118,6 @@ async def fails_once(policy: WasmPolicy, kind: str, named: str) -> None:
     assert policy._state.values == {"n": 1}
     policy._instance = None  # those that only answered badly have still theirs
     assert decide(policy) == 0
-    assert policy.decisions == 3
 
 
 @pytest.mark.parametrize(("body", "kind", "named"), TRAPS)
@@ -242,7 +241,6 @@ async def test_the_trial_leaves_no_trace(bench: Bench) -> None:
     wasm = guest(REMEMBERS, select_worker=count, extra=text_at(BAD_AT, '{"selected_worker": 2}'))
     policy = await bench.policy(wasm)
     assert policy._state.values == {}
-    assert policy.decisions == 0
     assert [decide(policy), decide(policy)] == [0, 2], "the instance had not been called before"
 
 
@@ -346,4 +344,3 @@ async def test_a_plugin_that_does_not_want_outcomes_is_not_called(bench: Bench) 
     policy = await bench.policy(guest())
     policy.on_request_complete(OUTCOME)
     assert not policy.failures
-    assert policy.decisions == 0

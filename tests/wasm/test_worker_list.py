@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgl_router.core.prefix_index import PrefixMatch
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.core.worker import EngineMetrics, Health, Worker
@@ -19,13 +20,12 @@ NEEDS = ("pending_tokens", "prefix_match", "engine_metrics", "worker_info")
 NOW_MS = 1_795_366_034_123
 
 
-class Held:
+class Held(PrefixMatch):
     """What workers hold of a request's text."""
 
     def __init__(self, characters: dict[Worker, int]) -> None:
+        super().__init__([], {}, set())
         self._held = characters
-        self.characters = max(characters.values(), default=0)
-        self.holders = frozenset(w for w, held in characters.items() if held == self.characters)
 
     def of(self, worker: Worker) -> int:
         return self._held.get(worker, 0)

@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request, Response
 
 from sgl_router.admin.control import ControlPlane
-from sgl_router.admin.document import described
+from sgl_router.admin.document import CHANGE, described
 from sgl_router.admin.engines import ask_each, authorization
 from sgl_router.admin.replies import json_reply
 from sgl_router.admin.schemas import Aborted, AbortSpec, ErrorBody
+from sgl_router.admin.security import Guard
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, RequestError
 
@@ -21,10 +22,14 @@ class Aborts:
 
     Of a request that this router passed on, the engine is known that has it. Any other may have
     come to an engine by another way: all are asked, and those that do not know it ignore it.
+
+    Who may send requests may stop one whose id is known; to stop everybody's is a change of the
+    control plane.
     """
 
-    def __init__(self, control: ControlPlane) -> None:
+    def __init__(self, control: ControlPlane, guard: Guard) -> None:
         self._control = control
+        self._guard = guard
 
     def add_routes(self, router: APIRouter) -> None:
         router.post(
@@ -32,6 +37,8 @@ class Aborts:
             response_model=Aborted,
             responses={
                 **described(400, ErrorBody),
+                **(described(401, ErrorBody) if self._guard.has_admin_key else {}),
+                **CHANGE,
                 **described(404, ErrorBody, "There is no engine that took it"),
                 **described(413, ErrorBody),
                 **described(502, ErrorBody, "The engine that has the request cannot be reached"),
@@ -39,9 +46,13 @@ class Aborts:
         )(self.abort_request)
 
     async def abort_request(self, spec: AbortSpec, request: Request) -> Response:
-        """Stop one request, or all of them."""
-        shown = request.headers.get("authorization")
-        key = None if shown is None else shown.encode("latin-1")
+        """Stop one request; or all of them, which needs what changes of the control plane need."""
+        if spec.abort_all:
+            self._guard.control_plane(request)
+        else:
+            self._guard.data_plane(request)
+        # The admin key is not for engines.
+        passed = None if spec.abort_all and self._guard.has_admin_key else request
         body = await request.body()
         has_it = None if spec.abort_all or not spec.rid else self._control.running_on(spec.rid)
         # A worker that is no longer given requests may still have some.
@@ -54,7 +65,7 @@ class Aborts:
                 worker,
                 ABORT_PATH,
                 ABORT_TIMEOUT_SECS,
-                authorization(worker, key),
+                authorization(worker, passed),
                 method=b"POST",
                 body=body,
             )

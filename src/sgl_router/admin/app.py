@@ -29,7 +29,7 @@ def create_app(control: ControlPlane) -> FastAPI:
     nothing but what cancels it.
     """
     app = DocumentedApp()
-    ErrorHandlers(app, control.settings)
+    ErrorHandlers(app)
     app.add_middleware(LastResort)
     if control.settings.cors_origins:
         app.add_middleware(
@@ -53,9 +53,11 @@ def _add_routes(app: FastAPI, control: ControlPlane) -> None:
     probes = APIRouter(tags=["probes"])
     Probes(control).add_routes(probes)
 
-    data = _router("data plane", "api" if settings.api_key is not None else None, guard.data_plane)
+    api_key = "api" if settings.api_key is not None else None
+    data = _router("data plane", api_key, guard.data_plane)
     Models(control).add_routes(data)
-    Aborts(control).add_routes(data)
+    aborts = _router("data plane", api_key, guard.either_plane, require_json)
+    Aborts(control, guard).add_routes(aborts)
 
     workers = _router("workers", admin_key, guard.control_plane, require_json, refusable=refusable)
     Workers(control).add_routes(workers)
@@ -72,7 +74,7 @@ def _add_routes(app: FastAPI, control: ControlPlane) -> None:
         return Response(document, media_type="application/json")
 
     engines.get("/openapi.json", include_in_schema=False)(openapi_document)
-    for router in (probes, data, workers, older, engines):
+    for router in (probes, data, aborts, workers, older, engines):
         app.include_router(router)
     document = orjson.dumps(app.openapi())  # made once: it takes longer than a stream may stand
 

@@ -43,14 +43,11 @@ class AdminSettings:
         admin_key: of the control plane; None: changes are taken from this machine only.
         api_key: of the data plane; None: it is open.
         cors_origins: origins whose pages may call the router, as browsers send them, or `*`.
-        data_paths: paths that take POST at the gateway, besides those under `/v1/`; a browser's
-            OPTIONS for them comes here.
     """
 
     admin_key: bytes | None = field(default=None, repr=False)
     api_key: bytes | None = field(default=None, repr=False)
     cors_origins: frozenset[str] = frozenset()
-    data_paths: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert self.admin_key != b"", "an empty key would be shown by everybody"

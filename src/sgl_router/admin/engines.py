@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import orjson
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from sgl_router.admin.control import ControlPlane
-from sgl_router.admin.document import CHANGE
+from sgl_router.admin.document import CHANGE, described
 from sgl_router.admin.replies import json_reply
 from sgl_router.admin.schemas import (
+    ErrorBody,
     Flushed,
     FlushFailure,
     Loads,
@@ -18,7 +19,7 @@ from sgl_router.admin.schemas import (
     WorkerLoad,
 )
 from sgl_router.core.worker import Health, Worker
-from sgl_router.errors import EngineError
+from sgl_router.errors import EngineError, RequestError
 
 _T = TypeVar("_T")
 
@@ -48,11 +49,12 @@ async def ask_each(
     return [task.result() for task in tasks]
 
 
-def authorization(worker: Worker, shown: bytes | None = None) -> bytes:
-    """The header line for the worker's own key, else for what the client has shown."""
+def authorization(worker: Worker, request: Request | None = None) -> bytes:
+    """The header line for the worker's own key, else for what the client has shown, if it may."""
+    shown = None if request is None else request.headers.get("authorization")
     if worker.api_key is not None:
-        shown = b"Bearer " + worker.api_key.encode("latin-1")
-    return b"" if shown is None else b"Authorization: %b\r\n" % shown
+        shown = f"Bearer {worker.api_key}"
+    return b"" if shown is None else b"Authorization: %b\r\n" % shown.encode("latin-1")
 
 
 class Engines:
@@ -68,6 +70,7 @@ class Engines:
             responses={
                 206: {"model": PartlyFlushed, "description": "Some engines did not"},
                 **CHANGE,
+                **described(502, ErrorBody, "No engine did"),
             },
         )(self.flush_cache)
         router.get("/get_loads", response_model=Loads)(self.get_loads)
@@ -84,6 +87,9 @@ class Engines:
             else:
                 successful.append(worker.url)
         done, total = len(successful), len(workers)
+        if failed and not done:
+            shown = "; ".join(failure.error for failure in failed)[:1000]
+            raise RequestError(502, "call_upstream_error", f"no cache was flushed: {shown}")
         if failed:
             message = f"Cache flush: {done} succeeded, {len(failed)} failed"
             partly = PartlyFlushed(

@@ -52,8 +52,7 @@ class Models:
         workers = [worker for worker in self._control.registry if worker.healthy]
         if not workers:
             raise _no_worker()
-        shown = _shown(request)
-        answers = await ask_each(workers, lambda worker: self._models_of(worker, shown))
+        answers = await ask_each(workers, lambda worker: self._models_of(worker, request))
         models: dict[str, object] = {}
         failures: list[EngineError] = []
         for answer in answers:
@@ -85,7 +84,7 @@ class Models:
             raise _no_worker()
         failures: list[EngineError] = []
         for worker in workers[:MAX_TRIES]:
-            headers = authorization(worker, _shown(request))
+            headers = authorization(worker, request)
             try:
                 status, body, content_type = await self._control.fetch(
                     worker, request.scope["path"], timeout_secs, headers
@@ -97,9 +96,9 @@ class Models:
             return Response(body, status, passed)
         raise _no_answer(failures)
 
-    async def _models_of(self, worker: Worker, shown: bytes | None) -> list[dict[str, Any]]:
+    async def _models_of(self, worker: Worker, request: Request) -> list[dict[str, Any]]:
         status, body, _ = await self._control.fetch(
-            worker, "/v1/models", MODELS_TIMEOUT_SECS, authorization(worker, shown)
+            worker, "/v1/models", MODELS_TIMEOUT_SECS, authorization(worker, request)
         )
         try:
             data = orjson.loads(body)["data"]
@@ -108,12 +107,6 @@ class Models:
         if status != 200 or not isinstance(data, list):
             raise _no_list(worker, status)
         return [m for m in data if isinstance(m, dict) and isinstance(m.get("id"), str)]
-
-
-def _shown(request: Request) -> bytes | None:
-    """The client's `Authorization`, which engines with a key of their own may want."""
-    shown = request.headers.get("authorization")
-    return None if shown is None else shown.encode("latin-1")
 
 
 def _no_list(worker: Worker, status: int) -> EngineError:

@@ -46,11 +46,10 @@ class Probes:
         control = self._control
         if control.draining():
             return json_reply(NotReady("not ready", "draining"), 503)
-        verified = await control.verify_ready()
-        available = [worker.role for worker in control.registry if worker.available]
-        if not verified or not ("regular" in available or {"prefill", "decode"} <= {*available}):
+        if not await control.verify_ready():
             return json_reply(NotReady("not ready", "insufficient healthy workers"), 503)
-        return json_reply(Ready("ready", len(available), len(control.registry)))
+        available = sum(worker.available for worker in control.registry)
+        return json_reply(Ready("ready", available, len(control.registry)))
 
     async def metrics(self, request: Request) -> Response:
         """The router's metrics, for Prometheus."""

@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sgl_router.admin.control import AdminSettings
 from sgl_router.admin.schemas import ErrorBody, ErrorObject, WorkersErrorBody, WorkersErrorCode
 from sgl_router.admin.security import REALMS
+from sgl_router.core.request import ENDPOINTS
 from sgl_router.errors import RequestError
 
 _log = logging.getLogger(__name__)
@@ -54,12 +54,10 @@ class ErrorHandlers:
 
     Args:
         app: whose errors they are.
-        settings: of the paths, those that are the gateway's.
     """
 
-    def __init__(self, app: FastAPI, settings: AdminSettings) -> None:
+    def __init__(self, app: FastAPI) -> None:
         self._app = app
-        self._settings = settings
         app.add_exception_handler(RequestError, self.on_request_error)
         app.add_exception_handler(RequestValidationError, self.on_invalid)
         app.add_exception_handler(HTTPException, self.on_http_exception)
@@ -71,13 +69,13 @@ class ErrorHandlers:
     async def on_invalid(self, request: Request, error: Exception) -> Response:
         """A body or a query that is not as the document says: 400, where FastAPI has 422."""
         assert isinstance(error, RequestValidationError), "registered for these"
-        return error_reply(_bad_request(request, "; ".join(map(_problem, error.errors()[:5]))))
+        return error_reply(bad_request(request, "; ".join(map(_problem, error.errors()[:5]))))
 
     async def on_http_exception(self, request: Request, error: Exception) -> Response:
         """What the framework refuses: paths, methods, and bodies that cannot be parsed."""
         assert isinstance(error, HTTPException), "registered for these"
         path, method = request.scope["path"], request.method
-        if error.status_code == 404 and method == "OPTIONS" and self._is_data_path(path):
+        if error.status_code == 404 and method == "OPTIONS" and _is_data_path(path):
             allowed = "POST"
         elif error.status_code == 404:
             unknown = RequestError(404, "unknown_url", f"there is nothing at {path!a:.200}")
@@ -85,16 +83,13 @@ class ErrorHandlers:
         elif error.status_code == 405:
             allowed = ", ".join(self._methods_at(request.scope))
         else:
-            return error_reply(_bad_request(request, f"the body cannot be read: {error.detail}"))
+            return error_reply(bad_request(request, f"the body cannot be read: {error.detail}"))
         not_allowed = RequestError(
             405,
             "method_not_allowed",
             f"{method:.20} is not allowed at {path!a:.200}; use {allowed}",
         )
         return error_reply(not_allowed, {"Allow": allowed})
-
-    def _is_data_path(self, path: str) -> bool:
-        return path in self._settings.data_paths or path.startswith("/v1/")
 
     def _methods_at(self, scope: Scope) -> list[str]:
         """All that the path takes (RFC 9110, section 10.2.1); Starlette names one route's."""
@@ -140,7 +135,13 @@ class LastResort:
             await error_reply(error)(scope, receive, send)
 
 
-def _bad_request(request: Request, message: str) -> RequestError:
+def _is_data_path(path: str) -> bool:
+    """Whether the gateway takes POST there; a browser's OPTIONS for it comes here."""
+    return path in ENDPOINTS or path.startswith("/v1/")
+
+
+def bad_request(request: Request, message: str) -> RequestError:
+    """What is answered 400, in the shape of errors at that path."""
     path = request.scope["path"]
     if path == WORKERS_PATH or path.startswith(f"{WORKERS_PATH}/"):
         return WorkersError(400, "BAD_REQUEST", message)

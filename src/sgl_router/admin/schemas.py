@@ -13,19 +13,11 @@ from pydantic import (
     model_validator,
 )
 
+from sgl_router.config.fields import MAX_KEY_CHARACTERS, VISIBLE_ASCII, check_key
 from sgl_router.core.worker import Role
 
 MAX_LABELS = 64
 _MAX_NUMBER = 1e9  # so that sums of them stay finite
-_VISIBLE_ASCII = r"^[!-~]+$"
-
-
-def _visible_ascii(key: SecretStr) -> SecretStr:
-    """RFC 6750, section 2.1: a bearer token has no spaces; a line break would end its header."""
-    text = key.get_secret_value()
-    if not text or len(text) > 4096 or not all("!" <= c <= "~" for c in text):
-        raise ValueError("must be 1 to 4,096 visible ASCII characters")
-    return key
 
 
 def _whole(value: object) -> object:
@@ -65,10 +57,14 @@ _Weight = Annotated[
 ]
 _ApiKey = Annotated[
     SecretStr,
-    AfterValidator(_visible_ascii),
+    AfterValidator(check_key),
     Field(
         description="sent to the engine in place of the client's Authorization; never shown",
-        json_schema_extra={"pattern": _VISIBLE_ASCII, "minLength": 1, "maxLength": 4096},
+        json_schema_extra={
+            "pattern": VISIBLE_ASCII,
+            "minLength": 1,
+            "maxLength": MAX_KEY_CHARACTERS,
+        },
     ),
 ]
 
@@ -115,6 +111,7 @@ class WorkerUpdate(_Body):
     priority: _Priority | None = None
     cost: _Cost | None = None
     weight: _Weight | None = None
+    api_key: _ApiKey | None = Field(default=None, description="used from the next request on")
 
 
 @dataclass(slots=True)  # not frozen: that doubles what a listing of a thousand costs
@@ -223,7 +220,7 @@ class FlushFailure:
 
 @dataclass(frozen=True, slots=True)
 class PartlyFlushed:
-    """Some engines, perhaps none, have flushed their caches."""
+    """Some engines have flushed their caches, and some have not."""
 
     status: Literal["partial_success"]
     message: str
@@ -253,7 +250,9 @@ class AbortSpec(BaseModel):
         default=None, description="the request's id: its rid, or the one in its x-request-id"
     )
     abort_all: bool | None = Field(
-        default=None, description="stop all requests on all engines, whatever rid says"
+        default=None,
+        description="stop all requests on all engines, whatever rid says: a change of the "
+        "control plane",
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,8 @@ To read is GET, to change is all else. The guards stand before a request's body 
 | none       | everybody                          | from this machine only |
 
 Probes and metrics are open to everybody. What is served here of the data plane needs the data
-plane's key where there is one. A key is shown as `Authorization: Bearer KEY`, or in `X-Api-Key`, as
+plane's key where there is one; to stop everybody's requests (`/abort_request` with `abort_all`) is
+to change the control plane. A key is shown as `Authorization: Bearer KEY`, or in `X-Api-Key`, as
 clients of the Messages API do; the data plane takes both too.
 
 *From this machine* means that the peer has a loopback address, and that no header tells of a proxy:
@@ -46,9 +47,14 @@ _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
 class Guard:
-    """Refuses requests, by the table above."""
+    """Refuses requests, by the table above.
+
+    Attributes:
+        has_admin_key: whether the control plane asks for a key.
+    """
 
     def __init__(self, settings: AdminSettings) -> None:
+        self.has_admin_key = settings.admin_key is not None
         self._admin_key = settings.admin_key
         self._api_key = settings.api_key
         self._origins = settings.cors_origins
@@ -80,6 +86,13 @@ class Guard:
             self.data_plane(request)
         if change:
             self._refuse_foreign_page(request)
+
+    def either_plane(self, request: Request) -> None:
+        """For a path of which the body says whose it is; raises RequestError as `data_plane`."""
+        try:
+            self.control_plane(request)
+        except RequestError:
+            self.data_plane(request)
 
     def _refuse_foreign_page(self, request: Request) -> None:
         for origin in request.headers.getlist("origin"):

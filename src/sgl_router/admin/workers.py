@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 
 from sgl_router.admin.control import ControlPlane
 from sgl_router.admin.document import CHANGE, PLAIN_TEXT, described
-from sgl_router.admin.replies import WORKERS_PATH, WorkersError, json_reply
+from sgl_router.admin.replies import WORKERS_PATH, WorkersError, bad_request, json_reply
 from sgl_router.admin.schemas import (
     MAX_LABELS,
     ErrorBody,
@@ -106,17 +106,16 @@ class Workers:
                 "WORKER_ALREADY_EXISTS",
                 f"{there.url} is the worker {there.id}{draining}; use PATCH to change it",
             )
-        self._control.add_worker(worker)
-        _log.info("worker %s is added by %s", worker.url, _whom(request))
+        _add(self._control, worker, request)
         location = f"{WORKERS_PATH}/{worker.id}"
-        message = _told("worker added", spec.unknown)
+        message = _told("; ".join(filter(None, ("worker added", doubt(worker)))), spec.unknown)
         added = WorkerAdded("accepted", worker.id, worker.url, location, message)
         return json_reply(added, 202, {"Location": location})
 
     async def update_worker(
         self, worker_id: str, update: WorkerUpdate, request: Request
     ) -> Response:
-        """Change a worker's labels, priority, cost and weight."""
+        """Change a worker's labels, priority, cost, weight and key."""
         worker = self._find(worker_id)
         labels = {**worker.labels, **(update.labels or {})}
         kept = {name: value for name, value in labels.items() if value is not None}
@@ -130,6 +129,8 @@ class Workers:
             worker.cost = update.cost
         if update.weight is not None:
             worker.weight = update.weight
+        if update.api_key is not None:
+            worker.api_key = update.api_key.get_secret_value()
         self._registry.changed()  # policies may have made something of what it was
         _log.info("worker %s is changed by %s", worker.url, _whom(request))
         message = _told("worker changed", update.unknown)
@@ -178,8 +179,7 @@ class OlderClients:
         worker = _regular(url)
         if self._registry.get(worker.url) is not None:
             raise RequestError(409, "worker_already_exists", f"worker {worker.url} already exists")
-        self._control.add_worker(worker)
-        _log.info("worker %s is added by %s", worker.url, _whom(request))
+        _add(self._control, worker, request)
         return PlainTextResponse(f"Successfully added worker: {worker.url}")
 
     async def remove_worker(self, url: UrlParameter, request: Request) -> Response:
@@ -196,7 +196,7 @@ class OlderClients:
 
 
 def require_json(request: Request) -> None:
-    """Raises WorkersError where a body is not declared as JSON.
+    """Raises RequestError where a body is not declared as JSON.
 
     A page of another origin can send other types without asking first (Fetch standard,
     CORS-safelisted request headers).
@@ -205,7 +205,14 @@ def require_json(request: Request) -> None:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             message = f"Content-Type is {media_type!a:.100}; expected application/json"
-            raise WorkersError(400, "BAD_REQUEST", message)
+            raise bad_request(request, message)
+
+
+def doubt(worker: Worker) -> str:
+    """What is probably a mistake about a worker, for whoever gives it; empty where nothing is."""
+    if worker.prefix.endswith(b"/v1"):
+        return f"{worker.url} is put before each request's own /v1/…: leave out its /v1"
+    return ""
 
 
 def drain(control: ControlPlane, worker: Worker, request: Request) -> None:
@@ -213,6 +220,13 @@ def drain(control: ControlPlane, worker: Worker, request: Request) -> None:
     if worker.health is not Health.DRAINING:
         control.drain_worker(worker)
         _log.info("worker %s is drained for %s", worker.url, _whom(request))
+
+
+def _add(control: ControlPlane, worker: Worker, request: Request) -> None:
+    control.add_worker(worker)
+    _log.info("worker %s is added by %s", worker.url, _whom(request))
+    if said := doubt(worker):
+        _log.warning("%s", said)
 
 
 def _make(spec: WorkerSpec) -> Worker:

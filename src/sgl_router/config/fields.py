@@ -15,7 +15,8 @@ from pydantic import (
 )
 
 _PORT = re.compile(r"[0-9]+|none", re.IGNORECASE)
-_VISIBLE = re.compile(r"[!-~]+")
+VISIBLE_ASCII = r"^[!-~]+$"
+MAX_KEY_CHARACTERS = 4096
 _URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _PREFILL_FORM = "expected URL, or URL and its bootstrap port from 1 to 65535 or none"
 
@@ -58,11 +59,21 @@ def _limit(number: int) -> int:
     return number
 
 
-def _visible(secret: SecretStr) -> SecretStr:
+def check_key(key: SecretStr) -> SecretStr:
+    """A key as it is; raises ValueError where it cannot be sent as one."""
     # RFC 6750, section 2.1: a bearer token has no spaces; a line break would end the header.
-    if not _VISIBLE.fullmatch(secret.get_secret_value()):
-        raise ValueError("expected one or more visible ASCII characters, without spaces")
-    return secret
+    text = key.get_secret_value()
+    if not re.fullmatch(VISIBLE_ASCII, text) or not len(text) <= MAX_KEY_CHARACTERS:
+        raise ValueError(
+            f"expected 1 to {MAX_KEY_CHARACTERS:,} visible ASCII characters, without spaces"
+        )
+    return key
+
+
+def _rooted(path: object) -> object:
+    """A path is meant as one without its first slash too; a whole URL is not."""
+    relative = isinstance(path, str) and path and path[0] != "/" and "://" not in path
+    return f"/{path}" if relative else path
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -77,7 +88,11 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 OptionalPort = Annotated[Port | None, BeforeValidator(_none_word)]
 Host = Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, Field(min_length=1)]
-UrlPath = Annotated[str, _matching(r"/[!-~]*", "a path: / and visible ASCII characters")]
+UrlPath = Annotated[
+    str,
+    BeforeValidator(_rooted),
+    _matching(r"/[!-~]*", "a path: / and visible ASCII characters"),
+]
 HeaderName = Annotated[
     str, _matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "a header's name (RFC 9110, section 5.6.2)")
 ]
@@ -90,7 +105,7 @@ Origin = Annotated[
     ),
 ]
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
-Secret = Annotated[SecretStr, AfterValidator(_visible)]
+Secret = Annotated[SecretStr, AfterValidator(check_key)]
 
 
 class WorkerSettings(BaseModel):

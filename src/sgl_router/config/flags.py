@@ -21,7 +21,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """
     file = parser.add_argument_group("Configuration file")
     file.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of these options, as worker_urls: […]"
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of these options, as worker_urls: […]; without the flag, the one "
+        "that the variable SGL_ROUTER_CONFIG names",
     )
     for section in SECTIONS:
         options = [OPTIONS[name] for name in section.model_fields]

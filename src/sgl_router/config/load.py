@@ -10,7 +10,14 @@ from pydantic import ValidationError
 from sgl_router.config.document import read_yaml
 from sgl_router.config.fields import WorkerSettings, check_plugin_config, group_prefill
 from sgl_router.config.hints import hint
-from sgl_router.config.options import OPTIONS, SECRET_NAMES, Option, Shape, variable_of
+from sgl_router.config.options import (
+    OPTIONS,
+    SECRET_NAMES,
+    VARIABLE_PREFIX,
+    Option,
+    Shape,
+    variable_of,
+)
 from sgl_router.config.refused import REFUSED
 from sgl_router.config.schema import RouterConfig
 from sgl_router.errors import ConfigError
@@ -18,6 +25,14 @@ from sgl_router.errors import ConfigError
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 """What Kubernetes sets SGL_ROUTER_PORT to in every pod beside a Service called sgl-router, and
 SGL_ROUTER_ADMIN_PORT beside one called sgl-router-admin."""
+
+_SERVICE_VARIABLE = re.compile(
+    rf"{VARIABLE_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+)
+"""What else it sets there (https://kubernetes.io/docs/concepts/services-networking/service/)."""
+
+CONFIG_VARIABLE = variable_of("config")
+"""Names the configuration file where --config does not."""
 
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
@@ -31,6 +46,8 @@ _SENTENCES = {
 
 _WITHOUT_VALUE = ("extra_forbidden", "missing")
 
+_VARIABLES = frozenset({CONFIG_VARIABLE, *(option.variable for option in OPTIONS.values())})
+
 
 def load_config(
     flags: Mapping[str, Any], environment: Mapping[str, str], config_file: str | None
@@ -40,17 +57,18 @@ def load_config(
     Args:
         flags: values by the options' names, as the parser that `add_flags` made returns them.
         environment: `os.environ`, or a test's.
-        config_file: the YAML file, where there is one.
+        config_file: the YAML file that --config names; else the variable may name one.
 
     Raises ConfigError with everything that is wrong, each with the option and where it stands;
     a key's value is in no message.
     """
     given = _Given()
     if config_file is not None:
-        given.take_file(config_file)
+        given.take_file(config_file, "option --config")
+    elif CONFIG_VARIABLE in environment:
+        given.take_file(environment[CONFIG_VARIABLE], f"environment variable {CONFIG_VARIABLE}")
     given.take_environment(environment)
-    for name, value in flags.items():
-        given.put(OPTIONS[name], _join(OPTIONS[name], value), f"option {OPTIONS[name].flag}")
+    given.take_flags(flags)
     try:
         config = RouterConfig.model_validate(given.values)
     except ValidationError as error:
@@ -80,8 +98,18 @@ class _Given:
         self.values[option.name] = value
         self.sources[option.name] = source
 
-    def take_file(self, path: str) -> None:
-        for key, value in read_yaml(path, "--config").items():
+    def take_flags(self, flags: Mapping[str, Any]) -> None:
+        for name, value in flags.items():
+            option = OPTIONS[name]
+            if name == "worker_urls" and not value:
+                self.problems.append(
+                    f"{option.flag} is given without a URL, as by a shell variable that is not "
+                    "set; leave it out for a router that starts without workers"
+                )
+            self.put(option, _join(option, value), f"option {option.flag}")
+
+    def take_file(self, path: str, given_by: str) -> None:
+        for key, value in read_yaml(path, given_by).items():
             source = f"file {path}"
             if (option := OPTIONS.get(key)) is not None:
                 self.put(option, value, source)
@@ -106,11 +134,26 @@ class _Given:
                     f"{option.name} is not JSON: line {error.lineno}, column {error.colno} "
                     f"({source})"
                 )
-        for name, why in REFUSED.items():
-            if variable_of(name) in environment:
-                self.problems.append(
-                    f"{name} is refused: {why} (environment variable {variable_of(name)})"
-                )
+        for variable, text in environment.items():
+            self._check_variable(variable, text)
+
+    def _check_variable(self, variable: str, text: str) -> None:
+        """Notes where a variable is named as an option's would be, and is none's."""
+        if not variable.startswith(VARIABLE_PREFIX) or variable in _VARIABLES:
+            return
+        name = variable.removeprefix(VARIABLE_PREFIX).lower()
+        if variable == variable_of(name) and name in REFUSED:
+            self.problems.append(
+                f"{name} is refused: {REFUSED[name]} (environment variable {variable})"
+            )
+        elif not (
+            _SERVICE_VARIABLE.fullmatch(variable)
+            or (variable.endswith("_PORT") and _SERVICE_LINK.match(text))
+        ):
+            self.problems.append(
+                f"{name!r:.80} is no option{hint(name, [*OPTIONS, *REFUSED])} "
+                f"(environment variable {variable:.100})"
+            )
 
 
 def _read_variable(option: Option, text: str) -> Any:
@@ -127,7 +170,7 @@ def _join(option: Option, value: Any) -> Any:
 
 
 def _plugin_settings(path: str) -> dict[str, dict[str, Any]]:
-    settings = read_yaml(path, "--plugin-config")
+    settings = read_yaml(path, "option --plugin-config")
     try:
         check_plugin_config(settings)
     except ValueError as error:

@@ -10,6 +10,8 @@ from pydantic.fields import FieldInfo
 from sgl_router.config.fields import PrefillEngine, WorkerSettings
 from sgl_router.config.schema import SECTIONS, RouterConfig
 
+VARIABLE_PREFIX = "SGL_ROUTER_"
+
 
 class Shape(Enum):
     """How a value is given on a command line and in a variable."""
@@ -86,7 +88,7 @@ def flag_of(name: str) -> str:
 
 def variable_of(name: str) -> str:
     """The environment variable of a field."""
-    return "SGL_ROUTER_" + name.upper()
+    return VARIABLE_PREFIX + name.upper()
 
 
 def _option(section: str, name: str, field: FieldInfo) -> Option:

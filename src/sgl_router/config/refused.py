@@ -126,8 +126,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "vllm_pd_disaggregation",
     ),
     (
-        "the connector is the engines' own setting: with --pd-engine vllm the kv_transfer_params "
-        "of any connector are passed on",
+        "with --pd-engine vllm engines meet as with nixl, by kv_transfer_params in the prefill "
+        "engine's answer: leave the option out, and set up NIXL in place of mooncake or moriio",
         "kv_connector",
     ),
     (
@@ -211,8 +211,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "health_check_port",
     ),
     (
-        "there is no control plane for reinforcement learning: use POST /flush_cache, and call the "
-        "engines themselves for the rest",
+        "there is no control plane for reinforcement learning: use POST /flush_cache and POST "
+        "/abort_request, and call the engines themselves for the rest",
         "enable_rl rl_control_timeout_secs rl_fanout_concurrency",
     ),
     (
@@ -246,6 +246,15 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "jemalloc_prof_dir",
     ),
 )
+
+REFUSED_POLICIES = {
+    "bucket": "least_load goes by what waits on each worker, which long prompts make longer",
+    "consistent_hash": "consistent_hashing",
+    "kv_aware": "cache_aware goes by the prompts that each worker has been sent",
+    "passthrough": "random; a client may name the worker in x-smg-target-worker",
+    "sticky_least_loaded": "manual pins each session to the less loaded of two workers",
+}
+"""Policies of those routers that this one does not have -> the nearest one here."""
 
 REFUSED: dict[str, str] = {name: why for why, names in _REASONS for name in names.split()}
 """Name -> a sentence without its full stop."""

@@ -26,7 +26,9 @@ class WorkerOptions(Section):
     title: ClassVar[str] = "Workers"
 
     worker_urls: tuple[WorkerUrl, ...] = Field(
-        default=(), description="the engines: http://HOST:PORT or https://HOST:PORT, one or more"
+        default=(),
+        description="the engines: http://HOST:PORT or https://HOST:PORT, one or more; without the "
+        "/v1 that clients add, as a path here is put before that of each request",
     )
     workers: tuple[WorkerSettings, ...] = Field(
         default=(),

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sgl_router.config.fields import (
     Count,
@@ -116,7 +116,7 @@ class AccessOptions(Section):
     )
     admin_api_key: Secret | None = Field(
         default=None,
-        description="key for the control plane (adding workers, changing policies); without it "
+        description="key for the control plane (adding and removing workers); without it "
         "changes are accepted from this machine only. A flag can be read in the process list: set "
         "the variable SGL_ROUTER_ADMIN_API_KEY, or use the file",
     )
@@ -160,6 +160,14 @@ class TlsOptions(Section):
         return self
 
 
+_VLLM_LEVELS = {"warning": "warn", "critical": "error"}
+"""vllm-router's words -> those of here."""
+
+
+def _log_level(word: object) -> object:
+    return _VLLM_LEVELS.get(word, word) if isinstance(word, str) else word
+
+
 class ObservationOptions(Section):
     """What the router says of itself."""
 
@@ -171,8 +179,12 @@ class ObservationOptions(Section):
         description="port for /metrics, besides --port; 0: any free one; none: --port alone",
     )
     prometheus_host: Host = Field(default="0.0.0.0", description="address for --prometheus-port")
-    log_level: Literal["debug", "info", "warn", "error"] = Field(
-        default="info", description="the log goes to standard error"
+    log_level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_log_level)] = (
+        Field(
+            default="info",
+            description="the log goes to standard error; vllm-router's warning and critical are "
+            "taken as warn and error",
+        )
     )
 
 

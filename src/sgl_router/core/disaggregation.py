@@ -23,6 +23,22 @@ _VLLM_PREFILL = {
 """What tells a vLLM engine to keep the prompt's KV blocks for another one (its NIXL connector)."""
 
 
+GENERATING = frozenset(
+    {
+        "/chat/completions",
+        "/completion",
+        "/completions",
+        "/generate",
+        "/invocations",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/responses",
+    }
+)
+"""Paths whose requests have two halves; of all others one engine makes the whole answer."""
+
+
 def splice(body: bytes, added: Mapping[str, Any]) -> bytes:
     """The body, a JSON object that is not empty, with these keys added; the rest as it was."""
     end = body.rstrip()
@@ -42,7 +58,9 @@ def sglang_bootstrap(
         new_room: returns 63 random bits.
     """
     prompts = _batch_size(request)
-    host, port = prefill.host, prefill.bootstrap_port
+    # The decode engine puts the two together with a colon.
+    host = f"[{prefill.host}]" if ":" in prefill.host else prefill.host
+    port = prefill.bootstrap_port
     if prompts is None:
         return {"bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": new_room()}
     return {
@@ -52,10 +70,17 @@ def sglang_bootstrap(
     }
 
 
-def vllm_prefill(request: Mapping[str, Any]) -> bytes:
-    """The body for a vLLM prefill engine: one token, and the KV blocks kept."""
+def vllm_prefill(path: str, request: Mapping[str, Any]) -> bytes:
+    """The body for a vLLM prefill engine: one token, and the KV blocks kept.
+
+    Args:
+        path: the request's; the Responses API has a name of its own for the limit.
+        request: its body.
+    """
     body = {key: value for key, value in request.items() if key != "stream_options"}
     body |= {"stream": False, "max_tokens": 1, "kv_transfer_params": _VLLM_PREFILL}
+    if path == "/v1/responses":
+        body["max_output_tokens"] = 1
     if "max_completion_tokens" in body:
         body["max_completion_tokens"] = 1
     if "min_tokens" in body:

@@ -7,13 +7,12 @@ from sgl_router.core.breaker import BreakerTable
 from sgl_router.core.policy import Outcome, Policy
 from sgl_router.core.prefix_index import PrefixIndex
 from sgl_router.core.registry import WorkerRegistry, WorkerView
-from sgl_router.core.request import PrefixMatch, RequestView
+from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Circuit, Health, Role, Worker
 from sgl_router.errors import DecisionError, RequestError
 
 _TTFT_SHARE = 0.1
 """Of the newest in `Worker.ttft_ms`: the last ten or so count."""
-
 
 _KEPT = frozenset({"pending_tokens", "prefix_match"})
 
@@ -29,52 +28,6 @@ class _InUse:
         self.keeps_prefixes = "prefix_match" in policy.needs
         self.keeps_tokens = "pending_tokens" in policy.needs
         self.keeps = self.keeps_prefixes or self.keeps_tokens
-
-
-class _StandIns:
-    """Under which workers the index remembers those whose engines have dropped their caches.
-
-    To the index a worker that has forgotten is one that is gone, which it is told of without
-    looking for what the worker held; what comes after that is another's.
-    """
-
-    def __init__(self) -> None:
-        self.by_worker: dict[Worker, Worker] = {}
-        self._workers: dict[Worker, Worker] = {}
-
-    def replace(self, worker: Worker) -> Worker:
-        """Have another stand in for the worker; returns the one that did, or the worker."""
-        before = self.drop(worker)
-        self.by_worker[worker] = other = Worker(worker.url)
-        self._workers[other] = worker
-        return before
-
-    def drop(self, worker: Worker) -> Worker:
-        """The worker stands for itself; returns the one that did, or the worker."""
-        before = self.by_worker.pop(worker, worker)
-        self._workers.pop(before, None)
-        return before
-
-    def named(self, holders: frozenset[Worker] | set[Worker]) -> set[Worker]:
-        """The workers for whom these stand, or who stand for themselves."""
-        workers = self._workers
-        return {workers.get(holder, holder) for holder in holders}
-
-
-class _StoodInMatch:
-    """A match of the index, in which every worker has its own name."""
-
-    def __init__(self, match: PrefixMatch, stand_ins: _StandIns) -> None:
-        self._match = match
-        self._stand_ins = stand_ins
-        self.characters = match.characters
-
-    @property
-    def holders(self) -> set[Worker]:
-        return self._stand_ins.named(self._match.holders)
-
-    def of(self, worker: Worker) -> int:
-        return self._match.of(self._stand_ins.by_worker.get(worker, worker))
 
 
 @dataclass(slots=True)
@@ -140,16 +93,10 @@ class Dispatcher:
         self._clock_ns = clock_ns
         self._breakers = breakers
         self._prefixes = prefixes if prefixes is not None else PrefixIndex()
-        self._stand_ins = _StandIns()
-        registry.on_remove.append(self._drop_stand_in)
+        registry.on_remove.append(self._prefixes.forget)
         self._in_use: dict[Role, _InUse] = {}
         self.needs: frozenset[str] = frozenset()
         self.use(policy, fallback)
-
-    @property
-    def policy(self) -> Policy:
-        """The policy in use."""
-        return self._in_use["regular"].policy
 
     @property
     def reads_body(self) -> bool:
@@ -163,10 +110,6 @@ class Dispatcher:
         if needs & _KEPT:
             needs |= {"body"}
         self.needs = needs
-
-    def policy_for(self, role: Role) -> Policy:
-        """The policy that chooses among the workers of one role."""
-        return self._in_use.get(role, self._in_use["regular"]).policy
 
     def dispatch(self, request: RequestView, role: Role = "regular") -> Decision:
         """Choose a worker and count the request as in flight on it.
@@ -184,9 +127,7 @@ class Dispatcher:
         request.entropy = self._entropy()
         request.now_ms = self._now_ms()
         if used.keeps_prefixes:
-            request.prefix = match = self._prefixes.match(workers.pool, request.text or "")
-            if self._stand_ins.by_worker:
-                request.prefix = _StoodInMatch(match, self._stand_ins)
+            request.prefix = self._prefixes.match(workers.pool, request.text or "")
         started = self._clock_ns()
         target = request.target
         if target is not None and 0 <= target < len(workers) and workers.healthy[target]:
@@ -220,13 +161,12 @@ class Dispatcher:
         return decision
 
     def _keep(
-        self, used: "_InUse", workers: WorkerView, request: RequestView, decision: Decision
+        self, used: _InUse, workers: WorkerView, request: RequestView, decision: Decision
     ) -> None:
         """Remember of a placement what the policy needs for others."""
         worker = decision.worker
         if used.keeps_prefixes:
-            holder = self._stand_ins.by_worker.get(worker, worker)
-            self._prefixes.insert(workers.pool, request.text or "", holder, request.now_ms)
+            self._prefixes.insert(workers.pool, request.text or "", worker)
         if used.keeps_tokens:
             decision.pending_tokens = tokens = request.prompt_tokens
             worker.pending_tokens += tokens
@@ -275,11 +215,7 @@ class Dispatcher:
 
     def forget_prefixes(self, worker: Worker) -> None:
         """The worker's engine has dropped its prefix cache."""
-        self._prefixes.forget(self._stand_ins.replace(worker))
-
-    def _drop_stand_in(self, worker: Worker) -> None:
-        """A worker has gone; what was remembered under its own name is forgotten elsewhere."""
-        self._prefixes.forget(self._stand_ins.drop(worker))
+        self._prefixes.forget(worker)
 
     def expire(self) -> None:
         """Let breakers that have been open long enough try again; called now and then."""
@@ -294,7 +230,7 @@ class Dispatcher:
                 404, "model_not_found", f"no worker serves the model {model!r:.200}"
             )
         if request.excluded:
-            why = f"no worker could be reached: {len(request.excluded)} of {len(workers)} tried"
+            why = f"no worker could be reached; tried: {len(request.excluded)} of {len(workers)}"
         else:
-            why = f"none of {len(workers)} workers is healthy"
+            why = f"no worker is available: each of {len(workers)} is down, or its breaker is open"
         return RequestError(503, "no_available_workers", why)

@@ -72,4 +72,4 @@ class Policy(ABC):
         """
 
     def on_request_complete(self, outcome: Outcome) -> None:  # noqa: B027 (optional, not abstract)
-        """Learn how a request that this policy placed has ended."""
+        """Learn how a request that this policy placed has ended. Must not raise."""

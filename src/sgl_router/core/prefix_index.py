@@ -15,7 +15,9 @@ to 150 bytes each. All of that counts towards the limit, so that `max_characters
 English texts take at most, and a client that makes many small nodes gains nothing by it.
 """
 
-from sgl_router.core.registry import NO_WORKERS, Pool
+from collections.abc import Mapping
+
+from sgl_router.core.registry import Pool
 from sgl_router.core.worker import Worker
 
 MAX_TEXT_CHARACTERS = 32 * 1024
@@ -27,14 +29,31 @@ NODE_CHARACTERS = 384
 """A node counts for so many characters, besides those of its text."""
 
 HOLDER_CHARACTERS = 128
-"""A worker that holds a node counts for so many characters."""
+"""Each holder of a node counts for so many characters."""
 
 _MAX_DEPTH = 64
 """Nodes on a path. A conversation has one for each time that it moved to another worker or was
 forked; a client may make thousands on purpose, of one character each, so that each decision takes
 long. What is below is not found, and so forgotten."""
 
-Holders = frozenset[Worker] | set[Worker]
+
+class _Holder:
+    """A worker with what it was sent since its engine last dropped its cache.
+
+    Attributes:
+        worker: after it has been forgotten it may have another holder.
+        nodes: how many it holds.
+    """
+
+    __slots__ = ("nodes", "worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.nodes = 0
+
+
+_Holders = frozenset[_Holder] | set[_Holder]
+_NOBODY: frozenset[_Holder] = frozenset()
 
 
 class _Node:
@@ -44,20 +63,18 @@ class _Node:
         label: the text between its parent's end and its own.
         parent: None at the root, which stands for a pool.
         children: by the first character of their labels; None where there are none.
-        holders: the workers that were sent the text up to its end; one alone shares its frozenset
-            with all nodes that only it holds.
-        used_ms: when the text was last sent, in Unix milliseconds.
+        holders: who was sent the text up to its end; one alone shares its frozenset with all nodes
+            that only it holds.
         older, newer: its neighbours in the order of use.
     """
 
-    __slots__ = ("children", "holders", "label", "newer", "older", "parent", "used_ms")
+    __slots__ = ("children", "holders", "label", "newer", "older", "parent")
 
-    def __init__(self, label: str, parent: "_Node | None", holders: Holders) -> None:
+    def __init__(self, label: str, parent: "_Node | None", holders: _Holders) -> None:
         self.label = label
         self.parent = parent
         self.holders = holders
         self.children: dict[str, _Node] | None = None
-        self.used_ms = 0
         self.older = self.newer = self
 
     def move(self, end: "_Node") -> None:
@@ -80,7 +97,7 @@ class _Root(_Node):
     __slots__ = ("pool",)
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__("", None, NO_WORKERS)
+        super().__init__("", None, _NOBODY)
         self.pool = pool
 
     @property
@@ -88,30 +105,49 @@ class _Root(_Node):
         return len(self.pool[1] or "") + NODE_CHARACTERS
 
 
-class Match:
+class PrefixMatch:
     """How much of a text which worker holds; true until the next text is inserted.
 
     Attributes:
         characters: how much the workers hold that hold most of it.
-        holders: those workers; none where `characters` is 0.
     """
 
-    __slots__ = ("_depths", "_forgotten", "_path", "characters", "holders")
+    __slots__ = ("_alone", "_depths", "_forgotten", "_most", "_path", "characters")
 
-    def __init__(self, path: list[tuple[int, _Node]], forgotten: set[Worker]) -> None:
+    def __init__(
+        self,
+        path: list[tuple[int, _Node]],
+        alone: Mapping[Worker, frozenset[_Holder]],
+        forgotten: set[_Holder],
+    ) -> None:
         """`path`: the nodes matched, from the root, with the characters matched at each."""
         self._path = path
+        self._alone = alone
         self._forgotten = forgotten
         self._depths: dict[Worker, int] | None = None
         self.characters = 0
-        self.holders: Holders = NO_WORKERS
+        self._most: _Holders = _NOBODY
         for characters, node in reversed(path):
             holders = node.holders
             if forgotten and not holders.isdisjoint(forgotten):
                 holders = holders - forgotten
             if holders:
-                self.characters, self.holders = characters, holders
+                self.characters, self._most = characters, holders
                 break
+
+    @property
+    def holders(self) -> set[Worker]:
+        """The workers that hold most of it; none where `characters` is 0."""
+        return {holder.worker for holder in self._most}
+
+    @property
+    def holder_count(self) -> int:
+        """How many they are, which is quicker than to name them."""
+        return len(self._most)
+
+    def holds_most(self, worker: Worker) -> bool:
+        """Whether this worker is one of `holders`; quicker, too."""
+        return not self._most.isdisjoint(self._alone.get(worker, _NOBODY))
 
     def of(self, worker: Worker) -> int:
         """How many of its characters this worker holds."""
@@ -119,7 +155,7 @@ class Match:
             self._depths = depths = {}
             for characters, node in self._path:
                 for holder in node.holders - self._forgotten:
-                    depths[holder] = characters
+                    depths[holder.worker] = characters
         return self._depths.get(worker, 0)
 
 
@@ -137,31 +173,22 @@ class PrefixIndex:
         # A ring of all nodes in the order of use, begun and ended by this one. A text is used from
         # its deepest node up to the root, so that no node is older than one below it, and the
         # oldest is always a leaf. (An OrderedDict would be copied as a whole now and then.)
-        self._order = _Node("", None, NO_WORKERS)
+        self._order = _Node("", None, _NOBODY)
         self._count = 0
         self._size = 0
-        self._alone: dict[Worker, frozenset[Worker]] = {}
-        self._nodes: dict[Worker, int] = {}  # how many each worker holds
-        self._forgotten: set[Worker] = set()  # those of them who are gone
+        self._alone: dict[Worker, frozenset[_Holder]] = {}  # each worker's holder
+        self._forgotten: set[_Holder] = set()  # those of no worker that still hold nodes
 
     @property
     def size(self) -> int:
         """What everything remembered counts for, in characters."""
         return self._size
 
-    @property
-    def oldest_ms(self) -> int | None:
-        """When the text was last sent that is forgotten next; None where there is none.
-
-        Where that is minutes ago, `max_characters` is small for the traffic.
-        """
-        return self._order.newer.used_ms if self._count else None
-
     def __len__(self) -> int:
         """Nodes, of all pools."""
         return self._count
 
-    def match(self, pool: Pool, text: str) -> Match:
+    def match(self, pool: Pool, text: str) -> PrefixMatch:
         """Who holds how much of the text."""
         path: list[tuple[int, _Node]] = []
         node: _Node | None = self._roots.get(pool)
@@ -176,11 +203,11 @@ class PrefixIndex:
                 break
             at += len(label)
             path.append((at, node))
-        return Match(path, self._forgotten)
+        return PrefixMatch(path, self._alone, self._forgotten)
 
-    def insert(self, pool: Pool, text: str, worker: Worker, now_ms: int) -> None:
+    def insert(self, pool: Pool, text: str, worker: Worker) -> None:
         """The worker is sent this text; of a long one, the first MAX_TEXT_CHARACTERS count."""
-        if not text or worker in self._forgotten:
+        if not text:
             return
         if len(text) > MAX_TEXT_CHARACTERS:
             text = text[:MAX_TEXT_CHARACTERS]
@@ -188,51 +215,52 @@ class PrefixIndex:
         if root is None:
             root = self._roots[pool] = _Root(pool)
             self._size += root.size
-        path = self._walk(root, text, worker)
+        alone = self._alone.get(worker)
+        if alone is None:
+            alone = self._alone[worker] = frozenset((_Holder(worker),))
+        path = self._walk(root, text, alone)
         for node in reversed(path):
-            node.used_ms = now_ms
             node.move(self._order)
         while self._size > self._max_characters:
             self._evict()
 
     def forget(self, worker: Worker) -> None:
-        """The worker is gone, and its cache with it.
+        """The worker is gone, or its engine has dropped its cache.
 
         Its nodes are not looked for: they are passed over from here on, and tidied up when they are
-        next used or evicted. A worker is forgotten once; one added again is another `Worker`.
+        next used or evicted. What it is sent after that it holds anew.
         """
-        if worker in self._nodes:
-            self._forgotten.add(worker)
+        self._forgotten |= self._alone.pop(worker, _NOBODY)
 
     # ---- growing
 
-    def _walk(self, root: _Root, text: str, worker: Worker) -> list[_Node]:
-        """Make the worker hold the text; returns the nodes on the way."""
+    def _walk(self, root: _Root, text: str, alone: frozenset[_Holder]) -> list[_Node]:
+        """Make the one in `alone` hold the text; returns the nodes on the way."""
         path: list[_Node] = []
         node: _Node = root
         at, end = 0, len(text)
         while at < end and len(path) < _MAX_DEPTH:
             child = None if node.children is None else node.children.get(text[at])
             if child is None:
-                if node.children is None and len(node.holders) == 1:  # this worker's, and no other
+                if node.children is None and node.holders == alone:
                     node.label += text[at:]
                     self._size += end - at
                 else:
-                    path.append(self._add(node, text[at:], self._only(worker)))
+                    path.append(self._add(node, text[at:], alone))
                 break
             if not text.startswith(child.label, at):
                 common = _common(child.label, text, at)
-                if at + common == end and worker in child.holders:
+                if at + common == end and alone <= child.holders:
                     path.append(child)  # it was sent all this and more
                     break
                 child = self._split(child, common)
-            self._hold(child, worker)
+            self._hold(child, alone)
             path.append(child)
             at += len(child.label)
             node = child
         return path
 
-    def _add(self, parent: _Node, label: str, holders: Holders) -> _Node:
+    def _add(self, parent: _Node, label: str, holders: _Holders) -> _Node:
         node = _Node(label, parent, holders)
         if parent.children is None:
             parent.children = {}
@@ -240,7 +268,7 @@ class PrefixIndex:
         self._count += 1
         self._size += node.size
         for holder in holders:
-            self._nodes[holder] = self._nodes.get(holder, 0) + 1
+            holder.nodes += 1
         return node
 
     def _split(self, node: _Node, at: int) -> _Node:
@@ -255,8 +283,8 @@ class PrefixIndex:
         self._size -= at  # the same characters as before, in two nodes
         return upper
 
-    def _hold(self, node: _Node, worker: Worker) -> None:
-        """The worker was sent the text up to this node's end."""
+    def _hold(self, node: _Node, alone: frozenset[_Holder]) -> None:
+        """The one in `alone` was sent the text up to this node's end."""
         holders = node.holders
         if self._forgotten and not holders.isdisjoint(self._forgotten):
             gone = holders & self._forgotten
@@ -264,22 +292,17 @@ class PrefixIndex:
             self._size -= len(gone) * HOLDER_CHARACTERS
             for one in gone:
                 self._drop(one)
-        if worker in holders:
+        if alone <= holders:
             return
+        (holder,) = alone
+        holder.nodes += 1
         self._size += HOLDER_CHARACTERS
-        self._nodes[worker] = self._nodes.get(worker, 0) + 1
         if not holders:
-            node.holders = self._only(worker)
+            node.holders = alone
         elif isinstance(holders, frozenset):
-            node.holders = {*holders, worker}
+            node.holders = {*holders, holder}
         else:
-            holders.add(worker)
-
-    def _only(self, worker: Worker) -> frozenset[Worker]:
-        alone = self._alone.get(worker)
-        if alone is None:
-            alone = self._alone[worker] = frozenset((worker,))
-        return alone
+            holders.add(holder)
 
     # ---- shrinking
 
@@ -303,13 +326,14 @@ class PrefixIndex:
                 self._size -= parent.size
                 del self._roots[parent.pool]
 
-    def _drop(self, worker: Worker) -> None:
-        """The worker holds one node less."""
-        self._nodes[worker] -= 1
-        if not self._nodes[worker]:
-            del self._nodes[worker]
-            self._alone.pop(worker, None)
-            self._forgotten.discard(worker)
+    def _drop(self, holder: _Holder) -> None:
+        """It holds one node less."""
+        holder.nodes -= 1
+        if not holder.nodes:
+            if holder in self._forgotten:
+                self._forgotten.remove(holder)
+            else:
+                del self._alone[holder.worker]
 
 
 def _common(label: str, text: str, at: int) -> int:

@@ -72,7 +72,7 @@ class WorkerRegistry:
     def add(self, worker: Worker) -> None:
         """Raises ConfigError where the URL is there already."""
         if worker.url in self._by_url:
-            raise ConfigError(f"worker URL {worker.url!r} is given twice (option --worker-urls)")
+            raise ConfigError(f"worker URL {worker.url!r} is given twice")
         self._by_url[worker.url] = worker
         self.changed()
         for listener in self.on_add:
@@ -124,6 +124,11 @@ class WorkerRegistry:
         if view is None:
             view = self._views[pool] = WorkerView(self._serving(role, model), NO_WORKERS, pool)
         return WorkerView(tuple(view), excluded, pool) if excluded else view
+
+    @property
+    def available_roles(self) -> frozenset[Role]:
+        """Of which there is a worker that may be given a request."""
+        return frozenset(worker.role for worker in self._by_url.values() if worker.available)
 
     def _serving(self, role: Role, model: str | None) -> tuple[Worker, ...]:
         return tuple(

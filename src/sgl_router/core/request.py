@@ -3,10 +3,11 @@
 Text and session key are extracted from the body when they are first asked for, and once.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
+from sgl_router.core.prefix_index import PrefixMatch
 from sgl_router.core.registry import NO_WORKERS
 from sgl_router.core.worker import Worker
 
@@ -15,10 +16,21 @@ CHARACTERS_PER_TOKEN = 4
 
 ENDPOINTS = frozenset(
     {
+        "/apply-template",
+        "/chat/completions",
         "/classify",
+        "/completion",
+        "/completions",
         "/detokenize",
+        "/embedding",
+        "/embeddings",
+        "/encode",
         "/generate",
+        "/infill",
+        "/invocations",
+        "/pooling",
         "/rerank",
+        "/score",
         "/tokenize",
         "/v1/audio/transcriptions",
         "/v1/chat/completions",
@@ -33,24 +45,10 @@ ENDPOINTS = frozenset(
         "/v1/tokenize",
     }
 )
-"""What engines are asked for with POST, besides all other paths under `/v1/`."""
+"""What SGLang, vLLM and llama.cpp are asked for with POST, besides all other paths under `/v1/`."""
 
 # Where each endpoint keeps what it works on; the order is the order of preference.
-_TEXT_KEYS = ("prompt", "text", "input_ids", "input", "query", "documents")
-
-
-class PrefixMatch(Protocol):
-    """How much of a request's text each worker has been sent before (`core/prefix_index.py`)."""
-
-    characters: int
-    """Of the deepest match."""
-
-    @property
-    def holders(self) -> frozenset[Worker] | set[Worker]:
-        """The workers that hold the deepest match."""
-
-    def of(self, worker: Worker) -> int:
-        """Characters that this worker holds."""
+_TEXT_KEYS = ("prompt", "text", "input_ids", "input", "query", "text_1", "documents")
 
 
 class RequestView:
@@ -113,9 +111,10 @@ class RequestView:
         """The request's text, or None where it has none.
 
         Chat: the message texts and text parts joined by one space, without roles, tools and
-        images; the Messages API's `system` comes first. Completion: the prompt. Generate: `text`,
-        else `input_ids`. Embeddings and classify: the inputs. Rerank: the query. Several texts are
-        joined by one space.
+        images; the Messages API's `system` comes first, and so do the Responses API's
+        `instructions`. Completion: the prompt. Generate: `text`, else `input_ids`. Embeddings and
+        classify: the inputs. Rerank: the query; score: the first text. Several texts are joined by
+        one space.
         """
         if self._text is None:
             self._text = _routing_text(self.json)
@@ -144,18 +143,27 @@ def _string(value: object) -> str | None:
 def _routing_text(body: dict[str, Any]) -> str:
     messages = body.get("messages")
     if isinstance(messages, list):
-        texts = _texts(body.get("system"))
-        for message in messages:
-            if isinstance(message, dict):
-                content = message.get("content")
-                if type(content) is str and content:  # as most are
-                    texts.append(content)
-                else:
-                    texts += _texts(content)
+        texts = _texts(body.get("system")) + _message_texts(messages)
     else:
         values = (body[key] for key in _TEXT_KEYS if body.get(key) is not None)
-        texts = _texts(next(values, None))
+        value, texts = next(values, None), _texts(body.get("instructions"))
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            texts += _message_texts(value)
+        else:
+            texts += _texts(value)
     return texts[0] if len(texts) == 1 else " ".join(texts)
+
+
+def _message_texts(messages: list[Any]) -> list[str]:
+    texts = []
+    for message in messages:
+        if isinstance(message, dict):
+            content = message.get("content", [message])  # else it may be a content part itself
+            if type(content) is str and content:  # as most are
+                texts.append(content)
+            else:
+                texts += _texts(content)
+    return texts
 
 
 def _texts(value: object) -> list[str]:

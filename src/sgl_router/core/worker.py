@@ -155,7 +155,12 @@ class Worker:
             raise _refused(url, "it must not hold a query, a fragment or credentials")
         if not url.isascii() or any(c <= " " or c == "\x7f" for c in url):
             raise _refused(url, "it must be printable ASCII without spaces")
-        authority, prefix = parts.netloc.lower(), parts.path.rstrip("/")
+        prefix = parts.path.rstrip("/")
+        if any(segment in (".", "..") for segment in prefix.split("/")):
+            raise _refused(url, "its path must not hold a segment `.` or `..`")
+        authority = f"[{host}]" if ":" in host else host
+        if port is not None:
+            authority = f"{authority}:{port}"
         self.url = f"{parts.scheme}://{authority}{prefix}"
         self.tls = parts.scheme == "https"
         self.host = host

@@ -25,14 +25,11 @@ class Answer:
 
     Attributes:
         response: the engine's head.
-        status: the engine's.
         encoded_head: the head, as the client is sent it.
         chunked: whether the client is sent chunks.
         keep_alive: whether the client's connection is kept.
-        first_byte_at: when the body began, in seconds of the gateway's clock, or None.
     """
 
-    first_byte_at: float | None = None
     _last_piece = b""
 
     def __init__(
@@ -44,7 +41,6 @@ class Answer:
         id_line: bytes,
     ) -> None:
         self.response = response
-        self.status = response.status
         self.keep_alive = (
             head.keep_alive
             and not context.draining
@@ -62,7 +58,7 @@ class Answer:
 
     def piece(self, data: bytes) -> bytes:
         """What the client is sent of a piece of the body."""
-        self._last_piece = data
+        self._last_piece = data[-4:]
         return chunk(data) if self.chunked else data
 
     def break_off(self, client: ClientSide, error: RequestError, path: str, *, close: bool) -> None:

@@ -1,17 +1,14 @@
 """One placement of a request on one worker: the load that it counts, and the connection."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 from sgl_router.core.dispatch import Decision
 from sgl_router.core.policy import Outcome
-from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError
 from sgl_router.gateway.context import GatewayContext
 from sgl_router.gateway.forwarding import speaks_for_engine
-from sgl_router.gateway.upload import Upload
 from sgl_router.gateway.upstream import EngineConnection, ResponseReceiver
 
 IDLE_CLOSE_SECS = 0.5
@@ -26,7 +23,7 @@ class AttemptOwner(ResponseReceiver, Protocol):
         """The request can be sent."""
 
     def on_unreachable(self, attempt: "Attempt", error: EngineError) -> None:
-        """There is no connection to the worker; health has been told."""
+        """There is no connection to the worker that could be used; its health is looked after."""
 
 
 class Attempt:
@@ -37,11 +34,15 @@ class Attempt:
         engine: the connection, once there is one.
         sent_at: when the request's head was written, in seconds of the gateway's clock.
         redialled: whether a kept connection was closed on the request without a byte.
+        status: the answer's, once its head has come.
+        first_byte_at: when the answer's body began, in seconds of the gateway's clock, or None.
     """
 
     engine: EngineConnection | None = None
     sent_at = 0.0
     redialled = False
+    status: int | None = None
+    first_byte_at: float | None = None
     _late = False
     _dial: asyncio.Task[None] | None = None
 
@@ -81,13 +82,20 @@ class Attempt:
             self._owner.on_unreachable(self, error)
         else:
             self._dial = None
-            self._owner.on_connected(self)
+            if self.worker.tls or self.engine.usable:  # TLS has words of its own after a handshake
+                self._owner.on_connected(self)
+                return
+            self.engine.abort()
+            self.engine = None
+            context.suspect(self.worker)
+            spoke = EngineError(f"{self.worker.url} speaks before it is asked")
+            self._owner.on_unreachable(self, spoke)
 
-    def send(self, head: bytes, body: bytes, *, head_request: bool) -> None:
+    def send(self, head: bytes, body: bytes) -> None:
         """Write the head, and what is there of the body."""
         assert self.engine is not None, "it is connected"
         self.sent_at = self._context.clock()
-        self.engine.send(self._owner, head, body, head_request=head_request)
+        self.engine.send(self._owner, head, body)
 
     def waited(self, now: float) -> float:
         """Seconds since the engine was sent the request's head."""
@@ -107,13 +115,14 @@ class Attempt:
             and self._context.clock() - self.sent_at < IDLE_CLOSE_SECS
         )
 
-    def first_byte(self, status: int) -> None:
-        """The answer's body has begun."""
+    def first_byte(self) -> None:
+        """The answer has begun."""
         decision = self._decision
         if decision.pending_tokens or decision.probe:
-            self._context.dispatcher.first_byte(decision, speaks_for_engine(status))
+            assert self.status is not None, "its head has come"
+            self._context.dispatcher.first_byte(decision, speaks_for_engine(self.status))
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         """Close the connection, or stop making one."""
         if self._dial is not None:
             self._dial.cancel()
@@ -122,30 +131,22 @@ class Attempt:
             self.engine.abort()
             self.engine = None
 
-    def finish(
-        self,
-        error: str | None,
-        engine_ok: bool | None,
-        *,
-        status: int | None = None,
-        first_byte_at: float | None = None,
-        keep: bool = False,
-    ) -> None:
+    def finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         """Give the connection and the load back, once, and tell what came of it.
 
         Args:
-            error, engine_ok, status: as in `Outcome`.
-            first_byte_at: in seconds of the gateway's clock, or None.
+            error, engine_ok: as in `Outcome`.
             keep: whether the connection can have another request, if all of this one was taken.
         """
         context, engine, started = self._context, self.engine, self._started_at
+        status, first_byte_at = self.status, self.first_byte_at
         now, pieces = context.clock(), 0
         if engine is not None:
             pieces = engine.pieces if engine.heard else 0  # else they are those of the last answer
             if keep and not engine.unsent:
                 context.pool.put(engine, now)
                 self.engine = None
-        self.abort()
+        self._abort()
         context.dispatcher.complete(
             self._decision,
             Outcome(
@@ -159,28 +160,3 @@ class Attempt:
                 False if self._late else engine_ok,
             ),
         )
-
-
-def back_off(
-    context: GatewayContext, request: RequestView, then: Callable[[], None]
-) -> asyncio.TimerHandle:
-    """Have `then` called after the pause that comes before the attempt that `request` is at."""
-    pause_ms = context.settings.retry.backoff_ms(request.attempt - 1, request.entropy)
-    return context.loop.call_later(pause_ms / 1000, then)
-
-
-def another_may_try(
-    context: GatewayContext, request: RequestView, upload: Upload, worker: Worker
-) -> bool:
-    """Whether the request may be given to another worker; `worker` is not chosen for it again."""
-    attempts = request.attempt + 1
-    if attempts > context.settings.retry.max_retries or not upload.replayable:
-        return False
-    excluded = request.excluded | {worker}
-    if not context.dispatcher.can_dispatch(request, excluded, worker.role):
-        return False
-    request.attempt = attempts
-    request.excluded = excluded
-    if upload.over:  # the policy in use now may read it, though the one at the head did not
-        request.body = upload.whole()
-    return True

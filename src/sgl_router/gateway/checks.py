@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sgl_router.core.health import HealthTable
 from sgl_router.core.registry import WorkerRegistry
-from sgl_router.core.worker import Role, Worker
+from sgl_router.core.worker import Health, Role, Worker
 from sgl_router.errors import EngineError
 from sgl_router.gateway.fetch import Fetcher
 
@@ -39,6 +39,7 @@ class CheckSettings:
         timeout_secs: for one check.
         recovery_interval_secs: between checks of a worker that is not up.
         startup_timeout_secs: after which a worker that has never been up is an error in the log.
+        roles: of which there must be a worker each, or requests are not served.
     """
 
     endpoint: str = "/health"
@@ -46,6 +47,7 @@ class CheckSettings:
     timeout_secs: float = 5.0
     recovery_interval_secs: float = 1.0
     startup_timeout_secs: float = 1800.0
+    roles: frozenset[Role] = frozenset({"regular"})
 
 
 class HealthChecks:
@@ -69,6 +71,7 @@ class HealthChecks:
         self._doubts: dict[Worker, asyncio.Event] = {}
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
         self._confirmed_at: dict[Role, float] = {}
+        self._confirming: dict[Role, asyncio.Task[bool]] = {}
 
     def start(self) -> None:
         self.table.on_change = self.suspect
@@ -78,7 +81,7 @@ class HealthChecks:
             self._add(worker)
 
     async def stop(self) -> None:
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._confirming.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -91,20 +94,29 @@ class HealthChecks:
             doubt.set()
 
     async def confirm(self) -> bool:
-        """Whether an available worker answered a check a moment ago, or does now; of a
-        disaggregated pool, one of each half.
+        """Whether of each role that is needed an available worker answered a check a moment ago,
+        or does now.
 
         True too where there are more workers than can be asked in the time.
         """
-        roles = {worker.role for worker in self._registry if worker.available}
-        answers = zip(roles, await asyncio.gather(*map(self._confirm, roles)), strict=True)
-        up = {role for role, answered in answers if answered}
-        return "regular" in up or up >= {"prefill", "decode"}
+        roles = self._settings.roles
+        if not roles <= self._registry.available_roles:
+            return False
+        return all(await asyncio.gather(*map(self._confirm, roles)))
 
     async def _confirm(self, role: Role) -> bool:
         loop = asyncio.get_running_loop()
         if loop.time() - self._confirmed_at.get(role, float("-inf")) < CONFIRMED_FOR_SECS:
             return True
+        # All who ask at a time share one round of checks: anybody may ask.
+        asking = self._confirming.get(role)
+        if asking is None:
+            asking = self._confirming[role] = asyncio.create_task(self._ask(role))
+            asking.add_done_callback(lambda _: self._confirming.pop(role))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, role: Role) -> bool:
+        loop = asyncio.get_running_loop()
         workers = [w for w in self._registry if w.available and w.role == role]
         waiting, checks = workers, set[asyncio.Task[bool]]()
         try:
@@ -155,8 +167,10 @@ class HealthChecks:
 
     def _pause(self, worker: Worker) -> float:
         settings = self._settings
+        if worker.streak and worker.health is not Health.UNKNOWN:
+            return min(DOUBT_SECS, settings.interval_secs)  # one more like it may change its state
         if worker.healthy:
-            return DOUBT_SECS if worker.streak else settings.interval_secs
+            return settings.interval_secs
         return min(settings.interval_secs, settings.recovery_interval_secs)
 
     async def _check(self, worker: Worker) -> bool:

@@ -58,7 +58,7 @@ class Outbox:
                 connection.write_out()
             except Exception:  # noqa: BLE001 (one connection's trouble is not the others')
                 _log.exception("a connection could not be written to")
-                connection.abort()
+                connection.break_off()
 
 
 class Connection(asyncio.Protocol):
@@ -122,5 +122,9 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; what has not been sent is lost."""
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Close at once, as if the other side had: what is under way on it is told."""
         self._unwritten.clear()
         self._transport.abort()

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -83,22 +84,25 @@ class Counters(Protocol):
 
 @dataclass(slots=True)
 class GatewayContext:
-    """Attributes:
-    dispatcher: decides.
-    health: learns of engines that cannot be reached; None where every worker counts as healthy.
-    suspect: told of a worker that may have gone, to be checked at once.
-    outbox: what is written to connections, of either side.
-    pool: connections to engines.
-    admission: how many requests may be under way; None: any number.
-    settings: limits.
-    counters: for the metrics.
-    loop: the event loop.
-    requests: all that are under way.
-    new_id: an id for a request that has none, by path.
-    app: answers what is not for an engine; set before anybody listens.
-    clock: monotonic seconds; uvloop's own are whole milliseconds, too coarse for first-token times.
-    draining: whether the router is about to stop: connections are not kept any more.
-    unusual_ids: whether a request's id may stand in a header that heads are not searched for.
+    """See the module.
+
+    Attributes:
+        dispatcher: decides.
+        health: learns of engines that cannot be reached; None where every worker counts as healthy.
+        suspect: told of a worker that may have gone, to be checked at once.
+        outbox: what is written to connections, of either side.
+        pool: connections to engines.
+        admission: how many requests may be under way; None: any number.
+        settings: limits.
+        counters: for the metrics.
+        loop: the event loop.
+        requests: all that are under way.
+        new_id: an id for a request that has none, by path.
+        app: answers what is not for an engine; set before anybody listens.
+        clock: monotonic seconds; uvloop's own are whole milliseconds, too coarse for the time to
+            first token.
+        draining: whether the router is about to stop: connections are not kept any more.
+        unusual_ids: whether a request's id may stand in a header that heads are not searched for.
     """
 
     dispatcher: Dispatcher
@@ -116,9 +120,24 @@ class GatewayContext:
     requests: set[RequestHandler] = field(default_factory=set)
     draining: bool = False
     unusual_ids: bool = field(init=False)
+    via_line: bytes = field(init=False)
+    _pseudonym: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        self._pseudonym = b"sgl-router-" + os.urandom(8).hex().encode("ascii")
         self.unusual_ids = not ASKED.issuperset(self.settings.request_id_headers)
+
+        self.via_line = b"Via: 1.1 %b\r\n" % self._pseudonym
+
+    def refuse_loop(self, head: RequestHead) -> None:
+        """Raises RequestError (508) where this router has forwarded the request before."""
+        if head.get(b"via") is not None and self._pseudonym in head.raw:
+            raise RequestError(
+                508,
+                "loop_detected",
+                "this router has forwarded the request before: a worker's URL leads back to it "
+                "(option --worker-urls)",
+            )
 
     def observe_failure(self, worker: Worker, why: str) -> None:
         """Count a connection that failed for the worker's health."""
@@ -129,7 +148,7 @@ class GatewayContext:
 
     def observe_answer(self, worker: Worker) -> None:
         """A worker that answers ends a row of failures, though it is not checked for that."""
-        if worker.streak and worker.healthy and self.health is not None:
+        if worker.healthy and self.health is not None:
             self.health.observe(worker, True)
 
     def authorize(self, head: RequestHead) -> None:

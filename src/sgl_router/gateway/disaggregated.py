@@ -9,21 +9,29 @@ The decode half is the exchange itself; the prefill half is a `PrefillLeg` besid
 
 import logging
 import secrets
+from collections.abc import Callable
 from functools import partial
 
-from sgl_router.core.disaggregation import sglang_bootstrap, splice, vllm_decode, vllm_prefill
+from sgl_router.core.disaggregation import (
+    GENERATING,
+    sglang_bootstrap,
+    splice,
+    vllm_decode,
+    vllm_prefill,
+)
 from sgl_router.core.dispatch import Decision
 from sgl_router.core.retry import RETRYABLE_STATUSES
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError, RequestError
-from sgl_router.gateway.attempt import Attempt, back_off
+from sgl_router.gateway.attempt import Attempt
 from sgl_router.gateway.context import GatewayContext, GatewaySettings
 from sgl_router.gateway.exchange import Exchange
 from sgl_router.gateway.forwarding import head_for, speaks_for_engine
 from sgl_router.gateway.handler import ClientSide
+from sgl_router.gateway.replies import reply
 from sgl_router.http1.head import END
 from sgl_router.http1.request import RequestHead
-from sgl_router.http1.response import ResponseEvent, ResponseHead, encode_response
+from sgl_router.http1.response import ResponseEvent, ResponseHead
 
 _log = logging.getLogger(__name__)
 
@@ -31,28 +39,45 @@ MAX_PREFILL_ANSWER_BYTES = 16 * 1024 * 1024
 """Kept of a prefill engine's answer: vLLM's block ids, or an error for the client."""
 
 
-def exchange_type(settings: GatewaySettings) -> type[Exchange]:
-    """What carries the requests of a gateway with these settings."""
-    return Exchange if settings.pd_engine is None else DisaggregatedExchange
+def exchange_maker(
+    settings: GatewaySettings,
+) -> Callable[[GatewayContext, ClientSide, RequestHead], Exchange]:
+    """What makes the exchange of each request to a gateway with these settings."""
+    return Exchange if settings.pd_engine is None else _divided_or_whole
+
+
+def _divided_or_whole(context: GatewayContext, client: ClientSide, head: RequestHead) -> Exchange:
+    divided = head.path in GENERATING and head.method == b"POST"
+    return (DisaggregatedExchange if divided else WholeExchange)(context, client, head)
+
+
+class WholeExchange(Exchange):
+    """A request that has no two halves: a decode engine makes the whole answer."""
+
+    _role = "decode"
 
 
 class PrefillLeg:
-    """The prefill half of one request, on one engine."""
+    """The prefill half of one request, on one engine.
+
+    Attributes:
+        attempt: its placement.
+        open: whether it has not ended yet.
+    """
+
+    client_reading = None  # the body is complete: there is nobody to hold back
 
     def __init__(
         self, context: GatewayContext, decision: Decision, exchange: "DisaggregatedExchange"
     ) -> None:
         self._exchange = exchange
         self.attempt = Attempt(context, decision, self, context.clock())
+        self.worker = decision.worker
         self._message = (b"", b"")
         self._head: ResponseHead | None = None
         self._body: list[bytes] = []
         self._received = 0
         self.open = True
-
-    @property
-    def worker(self) -> Worker:
-        return self.attempt.worker
 
     def start(self, head: bytes, body: bytes) -> None:
         """Send the request."""
@@ -64,43 +89,40 @@ class PrefillLeg:
         self._close("aborted with its request", None)
 
     def on_connected(self, attempt: Attempt) -> None:
-        head, body = self._message
-        attempt.send(head, body, head_request=False)
+        attempt.send(*self._message)
 
     def on_unreachable(self, attempt: Attempt, error: EngineError) -> None:
-        self._failed(str(error), engine_ok=False, again=True, closed=attempt.redialled)
-
-    def hold_client(self) -> None:
-        """The body is complete: there is nobody to hold back."""
-
-    def release_client(self) -> None:
-        """Nobody was held back."""
+        self._failed(str(error), again=True, closed=attempt.redialled)
 
     def on_response(self, events: list[ResponseEvent]) -> None:
         for event in events:
             if type(event) is bytes:
                 self._received += len(event)
-                if self._received <= MAX_PREFILL_ANSWER_BYTES:
-                    self._body.append(event)
+                if self._received > MAX_PREFILL_ANSWER_BYTES:
+                    what = f"its answer is larger than {MAX_PREFILL_ANSWER_BYTES:,} bytes"
+                    self._failed(what, again=False)
+                    return
+                self._body.append(event)
             elif event is END:
                 self._ended(reusable=event is events[-1])
                 return
             elif isinstance(event, ProtocolError):
-                self._failed(f"its answer: {event}", engine_ok=False, again=False)
+                self._failed(f"its answer: {event}", again=False)
                 return
             elif isinstance(event, ResponseHead):
                 self._head = event
-                self.attempt.first_byte(event.status)
+                self.attempt.status = event.status
+                self.attempt.first_byte()
 
-    def on_engine_lost(self, events: list[ResponseEvent]) -> None:
-        if events == [END]:
+    def on_engine_lost(self, error: ProtocolError | None) -> None:
+        if error is None:
             self._ended(reusable=False)
-        elif self.attempt.closed_idle():
+        elif self.attempt.closed_idle() and not self._exchange.was_closed_on:
             self.attempt.redial()
         else:
             # The decode engine cannot have begun without it: another pair may have the request.
             again = self._head is None
-            self._failed("it closed the connection", engine_ok=False, again=again, closed=True)
+            self._failed(str(error), again=again, closed=True)
 
     def _ended(self, *, reusable: bool) -> None:
         head = self._head
@@ -110,18 +132,16 @@ class PrefillLeg:
         self._close(error, speaks_for_engine(status), keep=reusable and head.keep_alive)
         self._exchange.on_prefill(self.worker, head, b"".join(self._body))
 
-    def _failed(
-        self, what: str, *, engine_ok: bool | None, again: bool, closed: bool = False
-    ) -> None:
+    def _failed(self, what: str, *, again: bool, closed: bool = False) -> None:
         error = EngineError(f"prefill engine {self.worker.url}: {what}")
-        self._close(str(error), engine_ok)
+        self._close(str(error), False)
         self._exchange.on_prefill_failed(self.worker, error, again=again, closed=closed)
 
     def _close(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         if self.open:
             self.open = False
-            status = self._head.status if self._head is not None else None
-            self.attempt.finish(error, engine_ok, status=status, keep=keep)
+            self.attempt.finish(error, engine_ok, keep=keep)
+            del self.attempt  # which knows its owner: a cycle is freed late, if ever
 
 
 class DisaggregatedExchange(Exchange):
@@ -136,8 +156,8 @@ class DisaggregatedExchange(Exchange):
 
     def on_connected(self, attempt: Attempt) -> None:
         body = self._decode_body
-        head = head_for(attempt.worker, self._head, self._id_added, len(body))
-        attempt.send(head, body, head_request=False)
+        head = head_for(attempt.worker, self._head, self._id_for_engine, len(body))
+        attempt.send(head, body)
 
     def on_prefill(self, worker: Worker, head: ResponseHead, body: bytes) -> None:
         """The prefill engine has answered."""
@@ -153,11 +173,10 @@ class DisaggregatedExchange(Exchange):
 
     def _declined(self, worker: Worker, status: int) -> bool:
         """Whether the prefill engine has too much to do, and another pair is asked later."""
-        if status not in RETRYABLE_STATUSES or not self._exclude(worker):
+        if status not in RETRYABLE_STATUSES or not self._prepare_retry(worker):
             return False
         self._give_back(f"the prefill engine answered {status}", None)
-        self._context.counters.count_retry(f"status_{status}")
-        self._backoff = back_off(self._context, self._request, self._place_again)
+        self._try_later(status)
         return True
 
     def _overloaded(self, response: ResponseHead, *, complete: bool) -> bool:
@@ -181,12 +200,11 @@ class DisaggregatedExchange(Exchange):
         if self._answer is not None:
             _log.warning("request %.200s: %s", self._request.id, error)
             return
-        self._give_back(str(error), None)
         if closed:
-            again, self._closed_on = again and not self._closed_on, True
-        if again and self._exclude(worker):
-            self._context.counters.count_retry("prefill")
-            self._place()
+            self._context.suspect(worker)
+            again, self.was_closed_on = again and not self.was_closed_on, True
+        if again:
+            self._try_another(worker, error, engine_ok=None, reason="prefill")
         else:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
 
@@ -197,11 +215,13 @@ class DisaggregatedExchange(Exchange):
         context, request = self._context, self._request
         request.body = self._upload.whole()
         if not request.json:
-            raise RequestError(400, "invalid_json", "the request's body is not a JSON object")
+            raise RequestError(
+                400, "invalid_json", "the request's body is no JSON object, or an empty one"
+            )
         decision = context.dispatcher.dispatch(request, "prefill")
         self._leg = leg = PrefillLeg(context, decision, self)
         body = self._bodies(decision.worker)
-        leg.start(head_for(decision.worker, self._head, self._id_added, len(body)), body)
+        leg.start(head_for(decision.worker, self._head, self._id_for_engine, len(body)), body)
         if context.settings.pd_engine == "sglang" and leg.open:
             self._choose_decode()
 
@@ -214,31 +234,21 @@ class DisaggregatedExchange(Exchange):
         """What the prefill engine is sent; the decode engine's too, where it is known already."""
         request = self._request
         if self._context.settings.pd_engine == "vllm":
-            return vllm_prefill(request.json)
+            return vllm_prefill(request.path, request.json)
         added = sglang_bootstrap(request.json, prefill, lambda: secrets.randbits(63))
         self._decode_body = splice(request.body, added)
         return self._decode_body
 
     def _pass_on(self, response: ResponseHead, body: bytes) -> None:
         """Answer what the prefill engine has answered: the decode engine will not."""
-        head, status = self._head, response.status
-        self._end(f"the prefill engine answered {status}", None)
-        keep_alive = head.keep_alive and not self._context.draining
-        added = self._id_line + self._context.cors(head)
+        context, head, status = self._context, self._head, response.status
+        self._finish(f"the prefill engine answered {status}", None)
+        added = self._id_line + context.cors(head)
         retry_after = response.get(b"retry-after")
         if retry_after is not None:
             added += b"Retry-After: %b\r\n" % retry_after
-        self._client.write(
-            encode_response(
-                status,
-                body,
-                content_type=response.get(b"content-type") or b"application/json",
-                keep_alive=keep_alive,
-                added=added,
-                to_http10=head.http10,
-            )
-        )
-        self._client.answered(keep_alive=keep_alive)
+        kind = response.get(b"content-type") or b"application/json"
+        reply(context, self._client, head, status, body, added=added, content_type=kind)
 
     def _awaited(self) -> Attempt | None:
         """The decode engine waits for the prefill engine, until it begins its answer."""
@@ -246,6 +256,7 @@ class DisaggregatedExchange(Exchange):
         return leg.attempt if leg is not None and leg.open and not self._answer else self._attempt
 
     def _finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
-        if self._leg is not None:
-            self._leg.abort()
+        leg, self._leg = self._leg, None  # they know each other: a cycle is freed late, if ever
+        if leg is not None:
+            leg.abort()
         super()._finish(error, engine_ok, keep=keep)

@@ -10,14 +10,15 @@ from sgl_router.errors import ProtocolError, RequestError
 from sgl_router.gateway.connection import Connection
 from sgl_router.gateway.context import AsgiApp, GatewayContext
 from sgl_router.gateway.deadlines import Stillness, head_too_slow
-from sgl_router.gateway.disaggregated import exchange_type
+from sgl_router.gateway.disaggregated import exchange_maker
 from sgl_router.gateway.flow import Hold
 from sgl_router.gateway.handler import RequestHandler
 from sgl_router.gateway.own import OwnAnswer
-from sgl_router.gateway.replies import error_reply
+from sgl_router.gateway.replies import error_body
 from sgl_router.gateway.routes import is_proxied
 from sgl_router.http1.head import END
 from sgl_router.http1.request import RequestEvent, RequestHead, RequestParser
+from sgl_router.http1.response import encode_response
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +62,10 @@ class ClientConnection(Connection):
         "_context",
         "_discarded",
         "_exchange",
-        "_exchange_type",
         "_full",
         "_heads",
         "_linger",
+        "_make_exchange",
         "_only",
         "_parser",
         "_request_open",
@@ -80,7 +81,7 @@ class ClientConnection(Connection):
         self._context = context
         self._clients = clients
         self._only = only
-        self._exchange_type = exchange_type(context.settings)
+        self._make_exchange = exchange_maker(context.settings)
         self._parser = RequestParser()
         self._exchange: RequestHandler | None = None
         self._heads = 0
@@ -235,6 +236,8 @@ class ClientConnection(Connection):
                     self._exchange.on_read(body, over=True)
                 body = b""
             elif type(event) is RequestHead:
+                if self._unwritten:  # only then is it known whether the client takes it
+                    self.write_out()
                 if self._exchange is not None or self._full:
                     return events[events.index(event) :]
                 if self._linger is not None or self._transport.is_closing():
@@ -260,10 +263,10 @@ class ClientConnection(Connection):
         try:
             proxied = self._only is None and is_proxied(head)
         except RequestError as refusal:
-            proxied, error = False, refusal
+            proxied, error = False, refusal.with_traceback(None)
         exchange: RequestHandler
         if proxied:
-            exchange = self._exchange_type(self._context, self, head)
+            exchange = self._make_exchange(self._context, self, head)
         else:
             exchange = OwnAnswer(self._context, self, head, self._only or self._context.app, error)
         self._exchange = exchange
@@ -282,6 +285,8 @@ class ClientConnection(Connection):
         if self._exchange is not None:
             self._exchange.refuse(error)  # answers where it still can, and closes
             return
+        if self._linger is not None or self._transport.is_closing():
+            return  # its last answer has been written
         if self._request_open:  # it has been answered already
             self._close(linger=True)
             return
@@ -291,7 +296,8 @@ class ClientConnection(Connection):
         """Answer what is no request, and close."""
         self._context.counters.count_error(error.code)
         line = b"x-request-id: %b\r\n" % self._context.new_id("").encode("ascii")
-        self.write(error_reply(error, line, keep_alive=False))
+        body = error_body(error)
+        self.write(encode_response(error.status, body, keep_alive=False, added=line))
         self._close(linger=True)
 
     def _close(self, *, linger: bool) -> None:
@@ -312,5 +318,7 @@ class ClientConnection(Connection):
         """Not before the client has been sent all of its answer."""
         if self.unsent:
             self._linger = self._context.loop.call_later(LINGER_SECS, self._lingered)
-        else:
+        elif self._transport.can_write_eof():
             self.abort()
+        else:  # what TCP holds below TLS is not counted: to abort would lose it
+            self.close()

@@ -26,6 +26,7 @@ FAILING_AT_ONCE = 16
 """Besides them, of those that the last time did not answer as they should."""
 
 TIMEOUT_SECS = 2.0
+"""For an answer."""
 
 RARELY_SECS = 30.0
 """Between questions to a worker that has nothing to say, once it has been asked a few times."""
@@ -66,7 +67,6 @@ class EngineMetricsPoller:
         needed: whether a policy in use goes by engines' metrics.
         interval_secs: between two questions to a worker.
         endpoint: the path at which engines tell.
-        timeout_secs: for an answer.
         now_ms: Unix time in milliseconds.
     """
 
@@ -78,7 +78,6 @@ class EngineMetricsPoller:
         needed: Callable[[], bool],
         interval_secs: float = 1.0,
         endpoint: str = "/metrics",
-        timeout_secs: float = TIMEOUT_SECS,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._registry = registry
@@ -86,7 +85,6 @@ class EngineMetricsPoller:
         self._needed = needed
         self._interval_secs = interval_secs
         self._endpoint = endpoint
-        self._timeout_secs = timeout_secs
         self._now_ms = now_ms
         self._polls: dict[Worker, _Poll] = {}
         self._added = 0
@@ -157,7 +155,7 @@ class EngineMetricsPoller:
         """Ask once; an answer that is none leaves what was known, which grows old."""
         sent_before = worker.unreported_tokens
         try:
-            status, page = await self._fetcher.fetch(worker, self._endpoint, self._timeout_secs)
+            status, page = await self._fetcher.fetch(worker, self._endpoint, TIMEOUT_SECS)
             if status != 200 and not 400 <= status < 500:
                 raise EngineError(f"{worker.url}{self._endpoint} answered {status}")
         except EngineError as error:

@@ -18,21 +18,16 @@ from collections.abc import Callable
 
 from sgl_router.core.request import RequestView
 from sgl_router.core.retry import RETRYABLE_STATUSES
-from sgl_router.core.worker import Worker
+from sgl_router.core.worker import Role, Worker
 from sgl_router.errors import EngineError, ProtocolError, RequestError
 from sgl_router.gateway.answer import Answer
-from sgl_router.gateway.attempt import Attempt, another_may_try, back_off
+from sgl_router.gateway.attempt import Attempt
 from sgl_router.gateway.context import GatewayContext
 from sgl_router.gateway.deadlines import Deadlines
 from sgl_router.gateway.flow import Hold, ReadGate
-from sgl_router.gateway.forwarding import (
-    head_for,
-    payload_too_large,
-    speaks_for_engine,
-    take_hints,
-)
+from sgl_router.gateway.forwarding import head_for, speaks_for_engine, take_hints
 from sgl_router.gateway.handler import ClientSide, RequestHandler
-from sgl_router.gateway.replies import error_reply, request_id_of
+from sgl_router.gateway.replies import payload_too_large, refuse, request_id_of
 from sgl_router.gateway.upload import Upload
 from sgl_router.http1.head import END, LAST_CHUNK
 from sgl_router.http1.request import RequestHead
@@ -47,13 +42,15 @@ WAITING_BYTES = 256 * 1024
 class Exchange(RequestHandler):
     """See the module. Every method is a callback: of the client, the engine or the clock."""
 
+    _role: Role = "regular"
+
     # What most requests never change stands here, once for all of them.
     _queued = False
     _entered = False
     _attempt: Attempt | None = None
     _backoff: asyncio.TimerHandle | None = None
     _answer: Answer | None = None
-    _closed_on = False
+    was_closed_on = False  # an engine has closed its connection on the request
     _deadlines: Deadlines | None = None
 
     def __init__(self, context: GatewayContext, client: ClientSide, head: RequestHead) -> None:
@@ -61,7 +58,7 @@ class Exchange(RequestHandler):
         self._client = client
         self._head = head
         self._started_at = context.clock()
-        id, self._id_line, self._id_added = request_id_of(head, context)
+        id, self._id_line, self._id_for_engine = request_id_of(head, context)
         self._request = RequestView(id, head.path)
         self._collect = context.dispatcher.reads_body
         self._upload = Upload(chunked=head.chunked)
@@ -87,6 +84,7 @@ class Exchange(RequestHandler):
         context, head = self._context, self._head
         try:
             context.authorize(head)
+            context.refuse_loop(head)
             take_hints(head, self._request)
             if context.admission is not None:
                 self._queued = not context.admission.enter(self, self._started_at)
@@ -118,21 +116,20 @@ class Exchange(RequestHandler):
             unsent = upload.take()
             if unsent:
                 attempt.engine.write(unsent)
-            if not self._collect:
-                upload.forget_sent()
+            upload.forget_sent()
             return
-        if upload.received > WAITING_BYTES and not self._collect and self._waits():
+        if upload.received > WAITING_BYTES and self._waits():
             self._client.reading.hold(Hold.NO_ENGINE)
 
     def _waits(self) -> bool:
         """Whether nobody takes the body at the moment, but somebody will."""
-        if self._attempt is not None:
-            return self._attempt.engine is None
-        return self._queued or self._backoff is not None
+        if self._queued or self._collect:
+            return self._queued
+        return self._backoff is not None if self._attempt is None else self._attempt.engine is None
 
     def on_client_gone(self) -> None:
         self._context.counters.count_aborted()
-        self._end("the client closed the connection", None)
+        self._finish("the client closed the connection", None)
 
     def refuse(self, error: ProtocolError) -> None:
         self._fail(RequestError(error.status, "bad_request", str(error)), close=True)
@@ -146,6 +143,7 @@ class Exchange(RequestHandler):
         """Its turn has come; unless it has left in the meantime."""
         if self._queued:
             self._queued = False
+            self._client.reading.release(Hold.NO_ENGINE)
             if self._upload.over or not self._collect:
                 self._place()
 
@@ -155,12 +153,12 @@ class Exchange(RequestHandler):
 
     def runs(self, id: str) -> Worker | None:
         """The worker that has this request, where `id` is its own (SGLang: `rid` in the body)."""
-        upload, rid = self._upload, None
-        if upload.over and upload.replayable and b'"rid"' in upload.whole():  # few bodies have one
+        attempt, upload, rid = self._attempt, self._upload, None
+        named = id.encode("utf-8", "surrogatepass")  # to parse everybody's body takes seconds
+        if upload.over and upload.replayable and named in upload.whole():
             self._request.body = upload.whole()
             rid = self._request.json.get("rid")
-        found = self._attempt is not None and id in (self._request.id, rid)
-        return self._attempt.worker if found and self._attempt else None
+        return attempt.worker if attempt is not None and id in (self._request.id, rid) else None
 
     # ---- from the decision to the engine
 
@@ -187,58 +185,83 @@ class Exchange(RequestHandler):
         context, request = self._context, self._request
         if self._collect:
             request.body = self._upload.whole()
-        decision = context.dispatcher.dispatch(request)
+        decision = context.dispatcher.dispatch(request, self._role)
         self._attempt = attempt = Attempt(context, decision, self, self._started_at)
         attempt.start()
 
     def on_connected(self, attempt: Attempt) -> None:
         """Send what is there of the request; the rest follows as it comes."""
-        head, reading = self._head, self._client.reading
-        encoded = head_for(attempt.worker, head, self._id_added)
+        reading = self._client.reading
+        head = head_for(attempt.worker, self._head, self._id_for_engine)
         if reading.held:  # an engine that was full and declined will not say that it has room
             reading.release(Hold.NO_ENGINE | Hold.PEER_FULL)
-        attempt.send(encoded, self._upload.take_again(), head_request=head.method == b"HEAD")
+        attempt.send(head, self._upload.take_again())
 
     def on_unreachable(self, attempt: Attempt, error: EngineError) -> None:
         if attempt.redialled:  # it closed a kept connection on the request, and is gone
             self._try_once_more(attempt, error)
-        else:
-            self._try_another(attempt.worker, error)
+        else:  # what this machine lacks says nothing of the engine
+            self._try_another(attempt.worker, error, engine_ok=None if error.local else False)
 
     # ---- another worker
 
-    def _try_another(self, worker: Worker, error: EngineError) -> None:
+    def _try_another(
+        self,
+        worker: Worker,
+        error: EngineError,
+        *,
+        engine_ok: bool | None = False,
+        reason: str = "connection",
+    ) -> None:
         """Not one byte of an answer has arrived: another worker may have the request."""
-        self._give_back(str(error), False)
-        if self._exclude(worker):
-            self._context.counters.count_retry("connection")
+        self._give_back(str(error), engine_ok)
+        if self._prepare_retry(worker):
+            self._context.counters.count_retry(reason)
             self._place()
         else:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
 
     def _try_once_more(self, attempt: Attempt, error: EngineError) -> None:
         """An engine has closed on the request: twice may be the request's own fault."""
-        if self._closed_on:
+        if self.was_closed_on:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
         else:
-            self._closed_on = True
+            self.was_closed_on = True
             self._context.suspect(attempt.worker)
-            self._try_another(attempt.worker, error)
+            # An engine need not wait for a body that does not come.
+            self._try_another(attempt.worker, error, engine_ok=False if self._upload.over else None)
 
-    def _exclude(self, worker: Worker) -> bool:
-        return another_may_try(self._context, self._request, self._upload, worker)
+    def _try_later(self, status: int) -> None:
+        """An engine has too much to do: another one is asked after a pause."""
+        context, request = self._context, self._request
+        context.counters.count_retry(f"status_{status}")
+        pause_ms = context.settings.retry.backoff_ms(request.attempt - 1, request.entropy)
+        self._backoff = context.loop.call_later(pause_ms / 1000, self._place_again)
+
+    def _prepare_retry(self, worker: Worker) -> bool:
+        """Have the next decision leave `worker` out; False where there may be none."""
+        context, request, upload = self._context, self._request, self._upload
+        attempts, excluded = request.attempt + 1, request.excluded | {worker}
+        if (
+            attempts > context.settings.retry.max_retries
+            or not upload.replayable
+            or not context.dispatcher.can_dispatch(request, excluded, worker.role)
+        ):
+            return False
+        request.attempt, request.excluded = attempts, excluded
+        if upload.over:  # the policy in use now may read it, though the one at the head did not
+            request.body = upload.whole()
+        return True
 
     def _overloaded(self, response: ResponseHead, *, complete: bool) -> bool:
         """Whether an answer that says "not now" is not passed on: another worker is asked."""
         attempt = self._attempt
         assert attempt is not None, "an answer comes from a worker"
-        if not self._exclude(attempt.worker):
+        if not self._prepare_retry(attempt.worker):
             return False
-        status, keep = response.status, complete and self._connection_is_whole(response)
-        self._context.counters.count_retry(f"status_{status}")
-        self._attempt = None
-        attempt.finish(f"answered {status}", speaks_for_engine(status), status=status, keep=keep)
-        self._backoff = back_off(self._context, self._request, self._place_again)
+        status, keep = response.status, complete and response.keep_alive and self._upload.over
+        self._give_back(f"answered {status}", speaks_for_engine(status), keep=keep)
+        self._try_later(status)
         return True
 
     # ---- the engine's side
@@ -248,10 +271,11 @@ class Exchange(RequestHandler):
         out, answer = b"", self._answer
         for event in events:
             if type(event) is bytes:
-                assert answer is not None and self._attempt is not None, "its head has come"
-                if answer.first_byte_at is None:
-                    answer.first_byte_at = self._context.clock()
-                    self._attempt.first_byte(answer.status)
+                attempt = self._attempt
+                assert answer is not None and attempt is not None, "its head has come"
+                if attempt.first_byte_at is None:
+                    attempt.first_byte_at = self._context.clock()
+                    attempt.first_byte()
                 out += answer.piece(event)
             elif type(event) is ResponseHead:
                 answer = self._begin_answer(event, complete=events[-1] is END)
@@ -275,37 +299,35 @@ class Exchange(RequestHandler):
         if out:
             self._client.write_at_once(out)
 
-    def hold_client(self) -> None:
-        self._client.reading.hold(Hold.PEER_FULL)
+    @property
+    def client_reading(self) -> ReadGate:
+        return self._client.reading
 
-    def release_client(self) -> None:
-        self._client.reading.release(Hold.PEER_FULL)
-
-    def on_engine_lost(self, events: list[ResponseEvent]) -> None:
+    def on_engine_lost(self, error: ProtocolError | None) -> None:
         """The engine's connection is gone; a body that lasts until then is complete."""
         attempt, answer = self._attempt, self._answer
         assert attempt is not None and attempt.engine is not None, "an exchange was on it"
         self._client.reading.release(Hold.PEER_FULL)  # it will not say any more that it has room
-        if answer is not None and events == [END]:
+        if error is None:
+            assert answer is not None, "the end of an answer comes after its head"
             if answer.chunked:
                 self._client.write(LAST_CHUNK)
             self._answered(answer, reusable=False)
-            return
-        error = EngineError(f"{attempt.worker.url} closed the connection before its answer's end")
-        if answer is not None or attempt.engine.heard:
-            self._broken("it closed the connection before its answer's end")
-        elif attempt.closed_idle() and self._upload.replayable:
+        elif answer is not None or attempt.engine.heard:
+            self._broken(str(error))
+        elif attempt.closed_idle() and self._upload.replayable and not self.was_closed_on:
             # An engine closes its kept connections when it likes, also just now: that says
             # nothing of the worker, and the request has hardly been read.
             attempt.redial()
         else:
             attempt.engine = None
-            self._try_once_more(attempt, error)
+            self._try_once_more(attempt, EngineError(f"{attempt.worker.url}: {error}"))
 
     def _begin_answer(self, response: ResponseHead, *, complete: bool) -> Answer | None:
         """None where the answer is not passed on."""
         attempt = self._attempt
         assert attempt is not None, "an answer comes from a worker"
+        attempt.status = response.status
         if response.status in RETRYABLE_STATUSES and self._overloaded(response, complete=complete):
             return None
         if attempt.worker.streak:
@@ -314,14 +336,11 @@ class Exchange(RequestHandler):
         return self._answer
 
     def _answered(self, answer: Answer, *, reusable: bool) -> None:
-        status = answer.status
-        keep = reusable and self._connection_is_whole(answer.response)
+        status = answer.response.status
+        # Else the next answer on it could not be trusted.
+        keep = reusable and answer.response.keep_alive and self._upload.over
         self._finish(None, status < 400 or speaks_for_engine(status), keep=keep)
         self._client.answered(keep_alive=answer.keep_alive)
-
-    def _connection_is_whole(self, response: ResponseHead) -> bool:
-        """Whether the next answer on it could be trusted: where one to HEAD ends cannot be told."""
-        return response.keep_alive and self._upload.over and self._head.method != b"HEAD"
 
     # ---- the clock
 
@@ -352,33 +371,19 @@ class Exchange(RequestHandler):
     ) -> None:
         """Answer with an error of the router's own."""
         self._context.counters.count_error(error.code)
-        self._end(error.message, engine_ok)
-        head = self._head
+        self._finish(error.message, engine_ok)
         if self._answer is not None:
-            self._answer.break_off(self._client, error, head.path, close=close)
-            return
-        keep_alive = head.keep_alive and not close and not self._context.draining
-        self._client.write(
-            error_reply(
-                error,
-                self._id_line + self._context.cors(head),
-                keep_alive=keep_alive,
-                with_body=head.method != b"HEAD",
-                to_http10=head.http10,
-            )
-        )
-        self._client.answered(keep_alive=keep_alive)
+            self._answer.break_off(self._client, error, self._head.path, close=close)
+        else:
+            refuse(self._context, self._client, self._head, error, self._id_line, close=close)
 
-    def _end(self, why: str, engine_ok: bool | None) -> None:
+    def _finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         """Stop everything that is under way."""
+        context, reading = self._context, self._client.reading
+        context.requests.discard(self)
         if self._backoff is not None:
             self._backoff.cancel()
             self._backoff = None
-        self._finish(why, engine_ok)
-
-    def _finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
-        context, reading = self._context, self._client.reading
-        context.requests.discard(self)
         if reading.held:
             reading.release(Hold.NO_ENGINE | Hold.PEER_FULL)
         self._give_back(error, engine_ok, keep=keep)
@@ -389,11 +394,6 @@ class Exchange(RequestHandler):
 
     def _give_back(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         """The connection and the load, where there are such."""
-        attempt, answer, self._attempt = self._attempt, self._answer, None
-        if attempt is None:
-            return
-        if answer is None:
-            attempt.finish(error, engine_ok)
-        else:
-            first = answer.first_byte_at
-            attempt.finish(error, engine_ok, status=answer.status, first_byte_at=first, keep=keep)
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.finish(error, engine_ok, keep=keep)

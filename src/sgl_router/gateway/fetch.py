@@ -22,23 +22,9 @@ class Fetcher:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
 
-    async def fetch(
-        self,
-        worker: Worker,
-        path: str,
-        timeout_secs: float,
-        headers: bytes = b"",
-        *,
-        method: bytes = b"GET",
-        body: bytes = b"",
-    ) -> tuple[int, bytes]:
-        """Status and body of one request; `headers` are whole lines.
-
-        Raises EngineError where the worker cannot be reached, is too slow or answers nonsense.
-        """
-        head, answer = await self.request(
-            worker, path, timeout_secs, headers, method=method, body=body
-        )
+    async def fetch(self, worker: Worker, path: str, timeout_secs: float) -> tuple[int, bytes]:
+        """Status and body of the answer to one GET; raises as `request`."""
+        head, answer = await self.request(worker, path, timeout_secs)
         return head.status, answer
 
     async def request(
@@ -51,7 +37,10 @@ class Fetcher:
         method: bytes = b"GET",
         body: bytes = b"",
     ) -> tuple[ResponseHead, bytes]:
-        """Head and body of the answer to one request; otherwise as `fetch`."""
+        """Head and body of the answer to one request; `headers` are whole lines.
+
+        Raises EngineError where the worker cannot be reached, is too slow or answers nonsense.
+        """
         if worker.api_key is not None and b"authorization" not in headers.lower():
             headers += b"Authorization: Bearer %b\r\n" % worker.api_key.encode("latin-1")
         if body:

@@ -5,7 +5,9 @@ from sgl_router.core.worker import Worker
 from sgl_router.errors import RequestError
 from sgl_router.http1.request import RequestHead, encode_request_head
 
-_AUTHORIZATION = frozenset({b"authorization"})
+_KEYS = frozenset({b"authorization", b"x-api-key"})
+"""What a client shows a key in; the router's own key is not for engines."""
+
 _NOTHING: frozenset[bytes] = frozenset()
 
 
@@ -23,7 +25,7 @@ def head_for(
     dropped = _NOTHING
     if worker.api_key is not None:
         added += b"Authorization: Bearer %b\r\n" % worker.api_key.encode("latin-1")
-        dropped = _AUTHORIZATION
+        dropped = _KEYS
     return encode_request_head(
         head, worker.authority, worker.prefix, added, dropped=dropped, content_length=content_length
     )
@@ -55,11 +57,3 @@ def speaks_for_engine(status: int) -> bool | None:
     if status < 500 or status in (501, 505):
         return None if status == 429 else True
     return False
-
-
-def payload_too_large(limit: int) -> RequestError:
-    return RequestError(
-        413,
-        "request_body_too_large",
-        f"the request's body is larger than {limit:,} bytes (option --max-payload-size)",
-    )

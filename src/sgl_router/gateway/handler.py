@@ -22,7 +22,8 @@ class ClientSide(Protocol):
     def write(self, data: bytes) -> None:
         """Send it with what else this turn of the loop has to send."""
 
-    def write_at_once(self, data: bytes) -> None: ...
+    def write_at_once(self, data: bytes) -> None:
+        """Send it now, after what waits."""
 
     def answered(self, *, keep_alive: bool) -> None:
         """The answer is complete; what is left of the request is read and dropped."""

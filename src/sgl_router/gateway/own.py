@@ -6,11 +6,9 @@ from urllib.parse import unquote
 
 from sgl_router.errors import ProtocolError, RequestError
 from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
-from sgl_router.gateway.forwarding import payload_too_large
 from sgl_router.gateway.handler import ClientSide, RequestHandler
-from sgl_router.gateway.replies import error_reply, request_id_of
+from sgl_router.gateway.replies import payload_too_large, refuse, reply, request_id_of
 from sgl_router.http1.request import RequestHead
-from sgl_router.http1.response import encode_response
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +110,6 @@ class OwnAnswer(RequestHandler):
         }
 
     def _answer(self, start: Message, body: bytes) -> None:
-        head = self._head
         content_type = b"application/octet-stream"
         added = [self._id_line]
         for name, value in start.get("headers", ()):
@@ -120,34 +117,12 @@ class OwnAnswer(RequestHandler):
                 content_type = value
             if name.lower() not in _FRAMING:
                 added.append(b"%b: %b\r\n" % (name, value))
-        keep_alive = head.keep_alive and not self._context.draining
-        self._finish(
-            encode_response(
-                start["status"],
-                body,
-                content_type=content_type,
-                keep_alive=keep_alive,
-                added=b"".join(added),
-                with_body=head.method != b"HEAD",
-                to_http10=head.http10,
-            ),
-            keep_alive=keep_alive,
-        )
+        context, client, head = self._context, self._client, self._head
+        context.requests.discard(self)
+        lines = b"".join(added)
+        reply(context, client, head, start["status"], body, added=lines, content_type=content_type)
 
     def _refuse(self, error: RequestError, *, close: bool = False) -> None:
         self._context.counters.count_error(error.code)
-        head = self._head
-        keep_alive = head.keep_alive and not close and not self._context.draining
-        answer = error_reply(
-            error,
-            self._id_line + self._context.cors(head),
-            keep_alive=keep_alive,
-            with_body=head.method != b"HEAD",
-            to_http10=head.http10,
-        )
-        self._finish(answer, keep_alive=keep_alive)
-
-    def _finish(self, answer: bytes, *, keep_alive: bool) -> None:
         self._context.requests.discard(self)
-        self._client.write(answer)
-        self._client.answered(keep_alive=keep_alive)
+        refuse(self._context, self._client, self._head, error, self._id_line, close=close)

@@ -27,6 +27,8 @@ class ConnectionPool:
         connect_timeout: seconds for a connection to be made; a host that is gone must not hold a
             request for longer.
         tls: for workers with an https URL.
+
+    Attributes:
         on_idle_lost: told of a worker that has closed a connection that nobody used: it may have
             gone.
     """
@@ -36,12 +38,11 @@ class ConnectionPool:
         outbox: Outbox,
         connect_timeout: float,
         tls: ssl.SSLContext | None = None,
-        on_idle_lost: Callable[[Worker], None] | None = None,
     ) -> None:
         self._outbox = outbox
         self._connect_timeout = connect_timeout
         self._tls = tls
-        self.on_idle_lost = on_idle_lost
+        self.on_idle_lost: Callable[[Worker], None] | None = None
         self._idle: dict[Worker, list[EngineConnection]] = {}
 
     @property
@@ -62,10 +63,7 @@ class ConnectionPool:
     def put(self, connection: EngineConnection, now: float) -> None:
         """Keep a connection whose exchange has ended cleanly."""
         connection.end(now)
-        try:
-            self._idle[connection.worker].append(connection)
-        except KeyError:
-            self._idle[connection.worker] = [connection]
+        self._idle.setdefault(connection.worker, []).append(connection)
 
     async def dial(self, worker: Worker) -> EngineConnection:
         """Raises EngineError where the worker cannot be reached."""
@@ -73,7 +71,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 _, connection = await loop.create_connection(
-                    lambda: EngineConnection(self._outbox, worker, self._forget),
+                    lambda: EngineConnection(self._outbox, worker, self._on_lost),
                     worker.host,
                     worker.port,
                     ssl=self._tls if worker.tls else None,
@@ -104,7 +102,7 @@ class ConnectionPool:
         for connection in self._idle.pop(worker, ()):
             connection.abort()
 
-    def _forget(self, connection: EngineConnection) -> None:
+    def _on_lost(self, connection: EngineConnection) -> None:
         idle = self._idle.get(connection.worker, [])
         if connection in idle:
             idle.remove(connection)

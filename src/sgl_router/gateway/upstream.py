@@ -8,24 +8,22 @@ from typing import Protocol
 from sgl_router.core.worker import Worker
 from sgl_router.errors import ProtocolError
 from sgl_router.gateway.connection import LARGE_BYTES, Connection, Outbox
-from sgl_router.gateway.flow import Hold
+from sgl_router.gateway.flow import Hold, ReadGate
 from sgl_router.http1.response import ResponseEvent, ResponseParser
 
 
 class ResponseReceiver(Protocol):
     """What an engine connection tells of the exchange that is on it."""
 
+    @property
+    def client_reading(self) -> ReadGate | None:
+        """Holds back the client who sends the body, where there is one."""
+
     def on_response(self, events: list[ResponseEvent]) -> None:
         """Events of the answer, as many as one read completed."""
 
-    def on_engine_lost(self, events: list[ResponseEvent]) -> None:
-        """The connection is closed, and these are the events that this completes."""
-
-    def hold_client(self) -> None:
-        """The engine takes no more at the moment."""
-
-    def release_client(self) -> None:
-        """The engine takes more again."""
+    def on_engine_lost(self, error: ProtocolError | None) -> None:
+        """The connection is closed; None where the answer is complete with that."""
 
 
 class EngineConnection(Connection):
@@ -61,14 +59,12 @@ class EngineConnection(Connection):
         self._parser = ResponseParser()
         self._receiver: ResponseReceiver | None = None
 
-    def send(
-        self, receiver: ResponseReceiver, head: bytes, body: bytes, *, head_request: bool
-    ) -> None:
+    def send(self, receiver: ResponseReceiver, head: bytes, body: bytes) -> None:
         """Put an exchange on this connection: write a head, and what is there of its body."""
         assert self._receiver is None, "one exchange at a time"
         self._receiver = receiver
         self.heard = False
-        if head_request:
+        if head.startswith(b"HEAD "):
             self._parser = ResponseParser(to_head_request=True)
         if len(body) < LARGE_BYTES:
             self.write(head + body)
@@ -117,15 +113,20 @@ class EngineConnection(Connection):
         super().connection_lost(exc)
         self._on_lost(self)
         receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            # A connection that broke ends nothing, not even a body that lasts until its end.
-            broke = ProtocolError(f"the connection broke: {exc}")
-            receiver.on_engine_lost([broke] if exc is not None else self._parser.feed_eof())
+        if receiver is None:
+            return
+        if exc is not None:  # this ends nothing, not even a body that lasts until the connection's
+            receiver.on_engine_lost(ProtocolError(f"the engine closed the connection: {exc}"))
+        else:
+            (event,) = self._parser.feed_eof()
+            receiver.on_engine_lost(event if isinstance(event, ProtocolError) else None)
 
     def pause_writing(self) -> None:
-        if self._receiver is not None:
-            self._receiver.hold_client()
+        client = self._receiver.client_reading if self._receiver is not None else None
+        if client is not None:
+            client.hold(Hold.PEER_FULL)
 
     def resume_writing(self) -> None:
-        if self._receiver is not None:
-            self._receiver.release_client()
+        client = self._receiver.client_reading if self._receiver is not None else None
+        if client is not None:
+            client.release(Hold.PEER_FULL)

@@ -2,9 +2,7 @@
 
 from enum import Enum
 
-from sgl_router.http1.grammar import FIELD, FIELD_LINE, HOP_BY_HOP
-
-__all__ = ["END", "HOP_BY_HOP", "LAST_CHUNK", "MAX_HEAD_BYTES", "End", "Head", "Headers", "chunk"]
+from sgl_router.http1.grammar import FIELD, FIELD_LINE
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -59,12 +57,12 @@ class Head:
         if name not in folded:
             return None
         line = folded.find(b"\n%b:" % name)
-        return None if line < 0 else self._value(folded, line + len(name) + 2)
-
-    def _value(self, folded: bytes, start: int) -> bytes:
+        if line < 0:
+            return None
+        start = line + len(name) + 2
         return self.raw[start : folded.index(b"\r", start)].strip(b" \t")
 
-    def join(self, left_out: bytes, more: bytes, length: bytes | None) -> bool:
+    def take_left_out(self, left_out: bytes, more: bytes, length: bytes | None) -> bool:
         """Set what the line `left_out` of a usual head says, and `more` lines, with this length.
 
         False: how the body is framed has been said already; the head must be taken apart.

@@ -24,6 +24,7 @@ ASKED = frozenset(
     {
         b"authorization",
         b"request-id",
+        b"via",
         b"x-correlation-id",
         b"x-request-id",
         b"x-smg-routing-key",
@@ -170,14 +171,9 @@ class RequestParser:
         if end < 0:
             return len(data)
         self._lines = None
-        raw = bytes(lines.block)
-        usual = USUAL_REQUEST.match(raw)
-        head = None if usual is None else _usual_head(usual)
-        if head is None:
-            match = ANY_REQUEST.match(raw)
-            assert match is not None, "its lines have been checked"
-            head = _unusual_head(match)
-        return self._begin(head, data, end, events)
+        match = ANY_REQUEST.match(bytes(lines.block))
+        assert match is not None, "its lines have been checked"
+        return self._begin(_unusual_head(match), data, end, events)
 
     def _read_body(
         self, body: LengthBody | ChunkedBody, data: bytes, pos: int, events: list[RequestEvent]
@@ -270,7 +266,7 @@ def _usual_head(match: re.Match[bytes]) -> RequestHead | None:
     head.lines = lines
     if length is not None:
         head.content_length = int(length)
-    if left_out is not None and not head.join(left_out, more, length2):
+    if left_out is not None and not head.take_left_out(left_out, more, length2):
         return None
     return head
 

@@ -40,7 +40,13 @@ class ResponseParser:
     """Turns an engine's bytes into events. Informational responses are passed over."""
 
     __slots__ = (
-        *("_body", "_closed", "_fresh", "_interim", "_lines", "_pieces", "_to_head_request"),
+        "_body",
+        "_closed",
+        "_fresh",
+        "_interim",
+        "_lines",
+        "_pieces",
+        "_to_head_request",
     )
 
     def __init__(self, *, to_head_request: bool = False) -> None:
@@ -105,8 +111,9 @@ class ResponseParser:
         self._closed = not head.keep_alive
         self._fresh = head.keep_alive
         length = head.content_length
-        if self._to_head_request:  # what comes with it nobody has asked for
+        if self._to_head_request:  # what comes with it nobody has asked for, but it may come
             head.no_body = True
+            head.keep_alive = False
             return [head, END]
         if head.status in (204, 304):
             head.no_body = True
@@ -181,14 +188,9 @@ class ResponseParser:
         if end < 0:
             return None, len(data)
         self._lines = None
-        raw = bytes(lines.block)
-        usual = USUAL_RESPONSE.match(raw)
-        head = None if usual is None else _usual_head(usual)
-        if head is None:
-            match = ANY_RESPONSE.match(raw)
-            assert match is not None, "its lines have been checked"
-            head = _unusual_head(match)
-        return head, end
+        match = ANY_RESPONSE.match(bytes(lines.block))
+        assert match is not None, "its lines have been checked"
+        return _unusual_head(match), end
 
 
 def check_status_line(line: bytes) -> None:
@@ -207,7 +209,7 @@ def _usual_head(match: re.Match[bytes]) -> ResponseHead | None:
     head.lines = lines
     if length is not None:
         head.content_length = int(length)
-    if left_out is not None and not head.join(left_out, more, length2):
+    if left_out is not None and not head.take_left_out(left_out, more, length2):
         return None
     return head
 

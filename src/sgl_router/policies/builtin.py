@@ -15,7 +15,7 @@ from sgl_router.policies.least_load import LeastLoad
 from sgl_router.policies.manual import Manual
 from sgl_router.policies.pools import two_of
 from sgl_router.policies.round_robin import RoundRobin
-from sgl_router.policies.waiting import REQUEST_TOKENS, is_fresh, kv_tokens
+from sgl_router.policies.waiting import FRESH_MS, REQUEST_TOKENS, is_fresh, kv_tokens
 
 
 class Random(Policy):
@@ -33,9 +33,15 @@ class PowerOfTwo(Policy):
     Where both have fresh metrics, because something else in the router had them polled, the one
     with the lower expected wait (`policies/waiting.py`). It asks for nothing itself, so that bodies
     are passed on as they arrive: the requests in flight stand for the tokens sent since.
+
+    Args:
+        fresh_ms: how old metrics may be.
     """
 
     name = "power_of_two"
+
+    def __init__(self, fresh_ms: float = FRESH_MS) -> None:
+        self._fresh_ms = fresh_ms
 
     def select_worker(self, workers: WorkerView, request: RequestView) -> int:
         first, second = two_of(workers.eligible, request.entropy)
@@ -43,8 +49,8 @@ class PowerOfTwo(Policy):
         if (
             (metrics := one.metrics) is not None
             and (others := other.metrics) is not None
-            and is_fresh(metrics, request.now_ms)
-            and is_fresh(others, request.now_ms)
+            and is_fresh(metrics, request.now_ms, self._fresh_ms)
+            and is_fresh(others, request.now_ms, self._fresh_ms)
         ):
             return second if _wait(other, others) < _wait(one, metrics) else first
         return second if other.load < one.load else first

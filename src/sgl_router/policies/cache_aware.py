@@ -3,9 +3,9 @@
 from itertools import compress
 
 from sgl_router.core.policy import Policy
-from sgl_router.core.prefix_index import MAX_TEXT_CHARACTERS
+from sgl_router.core.prefix_index import MAX_TEXT_CHARACTERS, PrefixMatch
 from sgl_router.core.registry import WorkerView
-from sgl_router.core.request import PrefixMatch, RequestView
+from sgl_router.core.request import RequestView
 from sgl_router.policies.pools import PerPool, Roster, eligible_loads, least, least_loaded
 
 _CROWD = 32
@@ -54,16 +54,15 @@ class CacheAware(Policy):
         self, workers: WorkerView, match: PrefixMatch, least_known: float, entropy: int
     ) -> int | None:
         """The least loaded of the eligible workers that hold most, if more than `least_known`."""
-        holders = match.holders
-        if len(holders) > _CROWD:  # to look at the loads of all is quicker than to find the holders
+        if match.holder_count > _CROWD:  # to look at all loads is quicker than to find the holders
             index = least_loaded(workers, entropy)
-            if workers[index] in holders:
+            if match.holds_most(workers[index]):
                 return index
             entropy //= len(workers)  # the rest of it knows nothing of the index
         roster = self._rosters.of(workers)
         roster.update(workers)
         places, healthy = roster.places, workers.healthy
-        held = [i for w in holders if (i := places.get(w)) is not None and healthy[i]]
+        held = [i for w in match.holders if (i := places.get(w)) is not None and healthy[i]]
         if not held:
             held = _next_holders(workers, match, least_known)
         if not held:

@@ -7,9 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from sgl_router.core.policy import Policy
-from sgl_router.policies.builtin import BUILTIN_POLICIES
+from sgl_router.policies.builtin import BUILTIN_POLICIES, PowerOfTwo
 from sgl_router.policies.cache_aware import CacheAware
+from sgl_router.policies.least_load import LeastLoad
 from sgl_router.policies.manual import Manual
+from sgl_router.policies.waiting import fresh_ms
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.registry import WasmPolicyRegistry
 
@@ -24,17 +26,22 @@ def shipped_plugins() -> dict[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """The settings of the built-in policies that have any (defaults: sglang-router's).
+    """The settings of the built-in policies that have any.
+
+    Defaults are sglang-router's where it has the setting.
 
     Attributes:
         cache_threshold, balance_abs_threshold, balance_rel_threshold: of `CacheAware`.
         max_idle_secs: of `Manual`.
+        engine_metrics_interval_secs: between two polls of an engine's metrics, which `PowerOfTwo`
+            and `LeastLoad` use.
     """
 
     cache_threshold: float = 0.3
     balance_abs_threshold: float = 64
     balance_rel_threshold: float = 1.5
     max_idle_secs: float = 14_400.0
+    engine_metrics_interval_secs: float = 1.0
 
 
 class PolicyFactory:
@@ -55,6 +62,9 @@ class PolicyFactory:
             options.balance_rel_threshold,
         )
         self._builtin[Manual.name] = partial(Manual, options.max_idle_secs)
+        fresh = fresh_ms(options.engine_metrics_interval_secs)
+        self._builtin[PowerOfTwo.name] = partial(PowerOfTwo, fresh)
+        self._builtin[LeastLoad.name] = partial(LeastLoad, fresh)
         self._wasm = WasmPolicyRegistry(reserved_names=self._builtin)
 
     async def load_wasm_plugin(self, config: WasmPolicyConfig) -> None:

@@ -6,7 +6,7 @@ from sgl_router.core.policy import Policy
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.policies.pools import PerPool, least
-from sgl_router.policies.waiting import REQUEST_TOKENS, is_fresh, kv_tokens
+from sgl_router.policies.waiting import FRESH_MS, REQUEST_TOKENS, is_fresh, kv_tokens
 
 _SMALL_POOL = 128
 _REFRESH_MS = 50
@@ -31,13 +31,13 @@ class _Waits:
         self.tokens: list[float] = []
         self.per_request = float(REQUEST_TOKENS)
 
-    def compute(self, workers: WorkerView, now_ms: int) -> None:
+    def compute(self, workers: WorkerView, now_ms: int, fresh_ms: float) -> None:
         """Ask every eligible worker."""
         self.view, self.at_ms = workers, now_ms
         each = self.per_request
         self.tokens = [
             worker.load * each
-            if (metrics := worker.metrics) is None or not is_fresh(metrics, now_ms)
+            if (metrics := worker.metrics) is None or not is_fresh(metrics, now_ms, fresh_ms)
             else metrics.queued * each + worker.unreported_tokens + kv_tokens(metrics)
             for worker in compress(workers, workers.healthy)
         ]
@@ -54,12 +54,16 @@ class LeastLoad(Policy):
     In a pool of more than 128, waits are computed every 50 ms; between, each request placed is
     added to its worker's. To ask a thousand workers takes longer than all else that is done for a
     request, and 50 ms are short beside the second at which engines report.
+
+    Args:
+        fresh_ms: how old metrics may be.
     """
 
     name = "least_load"
     needs = frozenset({"engine_metrics", "pending_tokens"})
 
-    def __init__(self) -> None:
+    def __init__(self, fresh_ms: float = FRESH_MS) -> None:
+        self._fresh_ms = fresh_ms
         self._pools = PerPool(_Waits)
 
     def select_worker(self, workers: WorkerView, request: RequestView) -> int:
@@ -72,7 +76,7 @@ class LeastLoad(Policy):
             or workers is not waits.view
             or not 0 <= now_ms - waits.at_ms < _REFRESH_MS
         ):
-            waits.compute(workers, now_ms)
+            waits.compute(workers, now_ms, self._fresh_ms)
         place = least(waits.tokens, request.entropy)
         waits.tokens[place] += tokens
         return workers.eligible[place]

@@ -13,6 +13,9 @@ FRESH_MS = 5_000
 """Metrics of this age or older are not used: the engine has missed several polls (one a second by
 default), and what it had queued then says nothing of now."""
 
+_FRESH_POLLS = 3
+"""Where engines are polled more seldom, theirs are used for so long."""
+
 REQUEST_TOKENS = 512
 """Assumed of a request of which nothing is known."""
 
@@ -21,9 +24,14 @@ _KV_TOKENS = 0.15 * _TOKENS_PER_SECOND
 _FULL = 0.99  # as full as it is taken to be, so that nobody waits for ever
 
 
-def is_fresh(metrics: EngineMetrics, now_ms: int) -> bool:
+def fresh_ms(interval_secs: float) -> float:
+    """How old metrics may be that are polled every so many seconds."""
+    return max(FRESH_MS, _FRESH_POLLS * interval_secs * 1_000)
+
+
+def is_fresh(metrics: EngineMetrics, now_ms: int, fresh_ms: float) -> bool:
     """Whether what an engine said of itself is of now, more or less."""
-    return now_ms - metrics.at_ms < FRESH_MS
+    return now_ms - metrics.at_ms < fresh_ms
 
 
 def kv_tokens(metrics: EngineMetrics) -> float:

@@ -6,8 +6,7 @@ from functools import partial
 
 from sgl_router.admin.control import AdminSettings, ControlPlane
 from sgl_router.config import RouterConfig
-from sgl_router.core.request import ENDPOINTS
-from sgl_router.core.worker import Health, Worker
+from sgl_router.core.worker import Health, Role, Worker
 from sgl_router.gateway.checks import HealthChecks
 from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
 from sgl_router.gateway.exchange import Exchange
@@ -36,9 +35,9 @@ def control_plane(
             registry.remove(worker)
 
     async def verify_ready() -> bool:
-        if checks is not None:
-            return await checks.confirm()
-        return any(worker.available for worker in registry)
+        return (checks is None or await checks.confirm()) and (
+            needed_roles(config) <= registry.available_roles
+        )
 
     async def fetch(
         worker: Worker,
@@ -68,6 +67,11 @@ def control_plane(
     )
 
 
+def needed_roles(config: RouterConfig) -> frozenset[Role]:
+    """Of which there must be a worker each, or requests are not served."""
+    return frozenset(("prefill", "decode") if config.pd_disaggregation else ("regular",))
+
+
 def running_on(context: GatewayContext, id: str) -> Worker | None:
     """The worker whose engine has the request of that id; None where none is known to."""
     for request in context.requests:
@@ -95,7 +99,6 @@ def _settings(config: RouterConfig) -> AdminSettings:
         admin_key=admin.get_secret_value().encode() if admin is not None else None,
         api_key=api.get_secret_value().encode() if api is not None else None,
         cors_origins=frozenset(config.cors_allowed_origins),
-        data_paths=ENDPOINTS,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.config import RouterConfig
+from sgl_router.config.refused import REFUSED_POLICIES
 from sgl_router.errors import ConfigError
 from sgl_router.policies import WasmPolicyConfig, shipped_plugins
 
@@ -17,7 +18,10 @@ def policy_name(policy: str) -> str:
 
 
 def plugins_to_load(config: RouterConfig) -> list[WasmPolicyConfig]:
-    """Each plugin that the settings name, once. Raises ConfigError."""
+    """Each plugin that the settings name, once.
+
+    Raises ConfigError, for a policy that only other routers have too.
+    """
     settings = config.plugin_config
     assert not isinstance(settings, str), "the file was read when the settings were"
     policies = [p for p in (config.policy, config.prefill_policy, config.decode_policy) if p]
@@ -41,6 +45,12 @@ def plugins_to_load(config: RouterConfig) -> list[WasmPolicyConfig]:
             f"plugin_config names {', '.join(map(repr, unknown))}, which is not loaded; add "
             "module_path to its settings or give --plugin PATH (option --plugin-config)"
         )
+    for policy in policies:
+        if policy in REFUSED_POLICIES and policy not in paths:
+            raise ConfigError(
+                f"there is no policy {policy!r}; the nearest is {REFUSED_POLICIES[policy]} "
+                "(option --policy)"
+            )
     return [plugin_settings(config, name, path) for name, path in paths.items()]
 
 

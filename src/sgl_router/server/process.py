@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import uvloop
 
+from sgl_router.admin.workers import doubt
 from sgl_router.config import RouterConfig
 from sgl_router.server.router import RouterServer
 
@@ -18,7 +20,8 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: RouterConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the process's exit status."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; returns the process's exit status."""
+    _allow_descriptors()
     return run_loop(_serve(config))
 
 
@@ -31,13 +34,15 @@ async def _serve(config: RouterConfig) -> int:
     server = RouterServer(config)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start()
     except BaseException:
         await server.stop(0)
         raise
+    for said in filter(None, map(doubt, server.registry)):
+        _log.warning("%s", said)
     if not len(server.registry):
         _log.warning("no workers: every request is answered 503 (option --worker-urls)")
     _log.info(
@@ -61,6 +66,16 @@ async def _serve(config: RouterConfig) -> int:
         drained.cancel()
         return 1
     return 0 if drained.result() else 1
+
+
+def _allow_descriptors() -> None:
+    """As many open files as the process may have.
+
+    A stream takes two, and the usual soft limit of 1,024 is that low for the sake of programs that
+    use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _spare_collections() -> None:

@@ -1,6 +1,7 @@
 """One router: workers, policies, gateway, control plane and metrics, put together."""
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -19,7 +20,7 @@ from sgl_router.core.policy import Outcome, Policy
 from sgl_router.core.prefix_index import PrefixIndex
 from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.retry import RetrySettings
-from sgl_router.core.worker import Health, Role, Worker
+from sgl_router.core.worker import Circuit, Health, Role, Worker
 from sgl_router.errors import ConfigError
 from sgl_router.gateway.admission import AdmissionGate
 from sgl_router.gateway.checks import CheckSettings, HealthChecks
@@ -33,10 +34,12 @@ from sgl_router.gateway.pool import ConnectionPool
 from sgl_router.gateway.request_id import RequestIds
 from sgl_router.policies import PolicyFactory, PolicyOptions, shipped_plugins
 from sgl_router.server import tls
-from sgl_router.server.control import control_plane, metrics_app
+from sgl_router.server.control import control_plane, metrics_app, needed_roles
 from sgl_router.server.plugins import plugin_settings, plugins_to_load, policy_name
 from sgl_router.telemetry.gauges import Sources
 from sgl_router.telemetry.metrics import Telemetry
+
+_log = logging.getLogger(__name__)
 
 
 class RouterServer:
@@ -61,7 +64,7 @@ class RouterServer:
         entropy: Callable[[], int] | None = None,
         on_complete: Callable[[Decision, Outcome], None] | None = None,
     ) -> None:
-        """Raises ConfigError where a worker's URL cannot be used."""
+        """Raises ConfigError where a worker's URL cannot be used or is given twice."""
         self._config = config
         self._entropy = entropy or partial(random.Random().getrandbits, 53)
         self._on_complete = on_complete
@@ -71,11 +74,11 @@ class RouterServer:
                 balance_abs_threshold=config.balance_abs_threshold,
                 balance_rel_threshold=config.balance_rel_threshold,
                 max_idle_secs=config.max_idle_secs,
+                engine_metrics_interval_secs=config.engine_metrics_interval_secs,
             )
         )
         self.registry = WorkerRegistry()
-        for worker in _workers(config):
-            self.registry.add(worker)
+        _add_workers(self.registry, config)
         self.port = config.port
         self.admin_port: int | None = None
         self.prometheus_port: int | None = None
@@ -133,8 +136,7 @@ class RouterServer:
                     window_secs=config.cb_window_duration_secs,
                 ),
             )
-        prefixes = PrefixIndex(config.max_tree_size)
-        self.registry.on_remove.append(prefixes.forget)
+            breakers.on_change = _log_circuit
         return Dispatcher(
             self.registry,
             policy,
@@ -144,7 +146,7 @@ class RouterServer:
             clock_ns=time.perf_counter_ns,
             on_complete=self._on_complete,
             breakers=breakers,
-            prefixes=prefixes,
+            prefixes=PrefixIndex(config.max_tree_size),
         )
 
     async def _open(self, dispatcher: Dispatcher) -> None:
@@ -241,6 +243,7 @@ class RouterServer:
             timeout_secs=config.health_check_timeout_secs,
             recovery_interval_secs=config.worker_startup_check_interval,
             startup_timeout_secs=config.worker_startup_timeout_secs,
+            roles=needed_roles(config),
         )
         return HealthChecks(self.registry, table, settings, fetcher)
 
@@ -280,22 +283,19 @@ class RouterServer:
         return policy, fallback
 
 
-def _workers(config: RouterConfig) -> Iterator[Worker]:
-    """The workers that the settings name, in their order."""
+def _add_workers(registry: WorkerRegistry, config: RouterConfig) -> None:
+    """Add the workers that the settings name, in their order."""
     health = Health.UP if config.disable_health_check else Health.UNKNOWN
     for url in config.worker_urls:
         with _given_by("option --worker-urls"):
-            worker = Worker(url, health)
-        yield worker
+            registry.add(Worker(url, health))
     for prefill in config.prefill:
         with _given_by("option --prefill"):
             port = prefill.bootstrap_port
-            worker = Worker(prefill.url, health, role="prefill", bootstrap_port=port)
-        yield worker
+            registry.add(Worker(prefill.url, health, role="prefill", bootstrap_port=port))
     for url in config.decode:
         with _given_by("option --decode"):
-            worker = Worker(url, health, role="decode")
-        yield worker
+            registry.add(Worker(url, health, role="decode"))
     for given in config.workers:
         with _given_by("key workers"):
             worker = Worker(
@@ -310,7 +310,7 @@ def _workers(config: RouterConfig) -> Iterator[Worker]:
                 api_key=given.api_key.get_secret_value() if given.api_key is not None else None,
                 bootstrap_port=given.bootstrap_port,
             )
-        yield worker
+            registry.add(worker)
 
 
 @contextmanager
@@ -320,6 +320,11 @@ def _given_by(where: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{error} ({where})") from error
+
+
+def _log_circuit(worker: Worker) -> None:
+    level = logging.WARNING if worker.circuit is Circuit.OPEN else logging.INFO
+    _log.log(level, "%r: its breaker is %s", worker, worker.circuit.value.replace("_", "-"))
 
 
 def _gateway_settings(config: RouterConfig) -> GatewaySettings:

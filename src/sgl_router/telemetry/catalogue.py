@@ -6,11 +6,6 @@ Names end in a unit of Prometheus' (seconds, ratio, total). Bounds of buckets ar
 from dataclasses import dataclass
 from typing import Literal
 
-from sgl_router.core.request import ENDPOINTS
-
-PATHS = ENDPOINTS
-"""The values of the label `path`, besides `OTHER`: clients must not be able to make up more."""
-
 OTHER = "other"
 """Stands for whatever a label does not name."""
 

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sgl_router.core.dispatch import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.core.registry import WorkerRegistry
+from sgl_router.core.request import ENDPOINTS
 from sgl_router.core.worker import Worker
 from sgl_router.errors import DecisionError
 from sgl_router.telemetry import catalogue as of
@@ -156,7 +157,7 @@ class Telemetry(Collector):
     def _resolve(self, key: _Key) -> _Series:
         """The series of requests that are not known yet, or not by this key."""
         path, worker, policy, hundreds, without_error, engine_ok = key
-        if path not in of.PATHS:
+        if path not in ENDPOINTS:  # clients must not be able to make up values of a label
             path = of.OTHER
         if worker is not None and self._workers.get(worker.url) is not worker:
             worker = None  # it has left: its label must not come back
@@ -191,16 +192,12 @@ class Telemetry(Collector):
 
     # ---- showing
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The whole page and its content type, by the request's `Accept`, which may be empty.
-
-        With a thousand workers that takes tens of milliseconds: see `pieces`.
-        """
-        pieces, content_type = self.pieces(accept)
-        return b"".join(pieces), content_type
-
     def pieces(self, accept: str) -> tuple[Iterator[bytes], str]:
-        """The page in pieces, between which an event loop can do other work."""
+        """The page in pieces and its content type, by the request's `Accept`, which may be empty.
+
+        With a thousand workers the page takes tens of milliseconds; between two pieces an event
+        loop can do other work.
+        """
         return encode(self._collectors, accept)
 
     def _fold(self) -> None:

@@ -39,6 +39,9 @@ def _c_function(library: ctypes.CDLL, name: str, result: type | None) -> "ctypes
 
 _call = _c_function(_releasing, "wasmtime_func_call_unchecked", _POINTER)
 _set_deadline = _c_function(_keeping, "wasmtime_context_set_epoch_deadline", None)
+advance_epoch = _c_function(_keeping, "wasmtime_engine_increment_epoch", None)
+"""Of an engine, by its pointer; it keeps the GIL, as it is one atomic addition."""
+
 _memory_view = _c_function(ctypes.pythonapi, "PyMemoryView_FromMemory", ctypes.py_object)
 
 

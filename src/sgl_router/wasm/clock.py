@@ -18,10 +18,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 
 import wasmtime
 from wasmtime import _ffi
+
+from sgl_router.wasm.calls import advance_epoch
 
 MAX_TICK_MS = 25
 """Each tick makes a thread: at one a millisecond that was a twentieth of what a busy router's CPU
@@ -122,7 +123,6 @@ class EpochClock:
         )
         # A tick may be on its way when the timer is deleted: the engine stays, all ten kilobytes.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
-        self._advance = _advance_function()
         self._engine = engine
         self._calls: weakref.WeakSet[CallTime] = weakref.WeakSet()
         self.used_at = time.monotonic()
@@ -178,7 +178,7 @@ class EpochClock:
             now = time.monotonic()
             for ticks in self.late(now):
                 for _ in range(ticks):
-                    self._advance(self._engine.ptr())
+                    advance_epoch(self._engine.ptr())
             if self.ticking and now - self.used_at > PARK_AFTER_SECS:
                 self._park()
 
@@ -201,11 +201,3 @@ class EpochClock:
         if result != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"the timer for plugins' limits: {os.strerror(number)}")
-
-
-def _advance_function() -> Callable[[object], None]:
-    """`wasmtime_engine_increment_epoch`, keeping the GIL: it is one atomic addition."""
-    library = ctypes.PyDLL(_ffi.dll._name, handle=_ffi.dll._handle)
-    function = library["wasmtime_engine_increment_epoch"]
-    function.restype = None
-    return function

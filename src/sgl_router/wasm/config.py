@@ -15,6 +15,10 @@ MAX_CONFIG_BYTES = 64 * 1024
 MAX_REQUEST_TEXT_BYTES = 8 * 1024 * 1024
 
 RESERVED_NAMES = frozenset({"default", "none", "system", "wasm"})
+GIVEN_BY = "(key config of the plugin's settings: option --plugin-config, or WasmPolicyConfig)"
+"""Where the configuration of a plugin stands; ends what is said of it."""
+
+_NAMED = "a plugin that is given by its path is named by its file, else by whoever loads it"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -67,9 +71,9 @@ class WasmPolicyConfig:
 
 def _name_problems(name: object, builtin_names: Collection[str]) -> list[str]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return [f"name is {name!r:.80}; expected 1 to 64 of a-z A-Z 0-9 _ -"]
+        return [f"name is {name!r:.80}; expected 1 to 64 of a-z A-Z 0-9 _ -; {_NAMED}"]
     if name in RESERVED_NAMES or name in builtin_names:
-        return [f"name {name!r} is reserved; choose another (option name)"]
+        return [f"name {name!r} is reserved; {_NAMED}"]
     return []
 
 
@@ -83,14 +87,13 @@ def _range_problems(option: str, value: object, limit: int, unit: str) -> list[s
 
 def _config_problems(config: object) -> list[str]:
     if not isinstance(config, Mapping):
-        return [f"config is {type(config).__name__}; expected an object (option config)"]
+        return [f"config is {type(config).__name__}; expected an object {GIVEN_BY}"]
     try:
         size = len(orjson.dumps(dict(config)))
     except orjson.JSONEncodeError as error:
-        return [f"config is not JSON: {error} (option config)"]
+        return [f"config is not JSON: {error} {GIVEN_BY}"]
     if size > MAX_CONFIG_BYTES:
         return [
-            f"config is {size:,} bytes of JSON; at most {MAX_CONFIG_BYTES:,} are allowed "
-            "(option config)"
+            f"config is {size:,} bytes of JSON; at most {MAX_CONFIG_BYTES:,} are allowed {GIVEN_BY}"
         ]
     return []

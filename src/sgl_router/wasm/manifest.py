@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from referencing import Registry
 
+from sgl_router.wasm.config import GIVEN_BY
 from sgl_router.wasm.printable import printable, shown
 
 SECTION = "sgl-router.manifest"
@@ -106,7 +107,7 @@ def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
         return [f"the config_schema in its manifest cannot be used: {printable(str(error), 200)}"]
     return [
         f"config{printable(error.json_path.removeprefix('$'), 200)} does not match the plugin's "
-        f"schema: {printable(error.message, 200)} (option config)"
+        f"schema: {printable(error.message, 200)} {GIVEN_BY}"
         for error in errors
     ]
 

@@ -26,10 +26,9 @@ class WasmPolicy(Policy):
     one thread at a time: after it is loaded, to the event loop's.
 
     Attributes:
-        config: the plugin's settings.
         digest: SHA-256 of its module, hexadecimal.
-        decisions: how many it was asked for.
-        failures: how many of them failed, by kind.
+        version: the plugin's own, where its manifest tells it.
+        failures: how many decisions failed, by kind.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -41,9 +40,8 @@ class WasmPolicy(Policy):
         # The contract gives the body's model, session and length to a plugin that does not decline.
         body = {"body"} if manifest.reads_body else set[str]()
         self.needs = (manifest.needs & KNOWN_NEEDS) | body
-        self.config = config
         self.digest = module.digest
-        self.decisions = 0
+        self.version = manifest.version
         self.failures: Counter[FailureKind] = Counter()
         self._sandbox = sandbox
         self._encoder = JsonEncoder(
@@ -62,7 +60,6 @@ class WasmPolicy(Policy):
 
     def select_worker(self, workers: WorkerView, request: RequestView) -> int | None:
         """Ask the plugin. Raises DecisionError; the state is then as it was before."""
-        self.decisions += 1
         try:
             return self._decide(workers, request)
         except DecisionError as error:

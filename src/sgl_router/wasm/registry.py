@@ -26,7 +26,8 @@ class WasmPolicyRegistry:
         self._plugins: dict[str, WasmPolicy] = {}
         self._loading: set[str] = set()
         self._runtime: WasmRuntime | None = None
-        self._building = 0  # threads at work; they end after a load that was given up
+        # Threads at work, under the runtime's lock; they end after a load that was given up.
+        self._building = 0
         self._closed = False
 
     async def load(self, config: WasmPolicyConfig) -> WasmPolicy:
@@ -42,8 +43,6 @@ class WasmPolicyRegistry:
         if self._runtime is None:
             self._runtime = WasmRuntime()
         self._loading.add(name)
-        with self._runtime.linking:
-            self._building += 1
         try:
             policy = await asyncio.to_thread(self._build, config, self._runtime)
         finally:
@@ -51,7 +50,14 @@ class WasmPolicyRegistry:
         if self._closed:
             raise PluginRefused(name, ["the router stopped while it was being loaded"])
         self._plugins[name] = policy
-        _log.info("plugin %s loaded from %s, sha256 %s", name, config.module_path, policy.digest)
+        version = "" if policy.version is None else f" {policy.version}"
+        _log.info(
+            "plugin %s%s loaded from %s, sha256 %s",
+            name,
+            version,
+            config.module_path,
+            policy.digest,
+        )
         return policy
 
     def get(self, name: str) -> WasmPolicy | None:
@@ -66,9 +72,11 @@ class WasmPolicyRegistry:
 
     def close(self) -> None:
         """Unload every plugin and stop the clock."""
-        self._closed = True
         self._plugins.clear()
-        self._stop_clock()
+        self._closed = True
+        if (runtime := self._runtime) is not None:
+            with runtime.linking:
+                self._stop_clock()
 
     def _stop_clock(self) -> None:
         """Not while a thread is at work on a plugin: an endless `init` would never be stopped."""
@@ -76,7 +84,15 @@ class WasmPolicyRegistry:
             self._runtime.close()
             self._runtime = None
 
+    def _begin(self, config: WasmPolicyConfig, runtime: WasmRuntime) -> None:
+        """Count this thread; not sooner: a load may be given up while it waits for a thread."""
+        with runtime.linking:
+            if self._closed:
+                raise PluginRefused(str(config.name), ["the router has stopped"])
+            self._building += 1
+
     def _build(self, config: WasmPolicyConfig, runtime: WasmRuntime) -> WasmPolicy:
+        self._begin(config, runtime)
         try:
             module = read_module(config, self._reserved_names)
             return WasmPolicy(Sandbox(module, config, runtime))

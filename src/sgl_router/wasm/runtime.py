@@ -32,12 +32,14 @@ def make_engine() -> wasmtime.Engine:
 
 
 class WasmRuntime:
-    """Attributes:
-    engine: for everything that is compiled and run.
-    clock: advances the engine's epoch.
-    driver: compiled; makes the calls into each guest.
-    linking: held while host functions are defined; wasmtime-py hands out their indexes without a
-        lock of its own.
+    """What all plugins share.
+
+    Attributes:
+        engine: for everything that is compiled and run.
+        clock: advances the engine's epoch.
+        driver: compiled; makes the calls into each guest.
+        linking: held while host functions are defined; wasmtime-py hands out their indexes without
+            a lock of its own.
     """
 
     def __init__(self) -> None:
