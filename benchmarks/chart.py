@@ -38,6 +38,7 @@ def draw(document: dict[str, Any], path: str) -> None:
     require_matplotlib()
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a quarter of the size
     matplotlib.rcParams["svg.hashsalt"] = "sgl-router"  # the same figures make the same file
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(2, 3, figsize=(14, 7.5), layout="constrained")
