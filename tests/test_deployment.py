@@ -8,7 +8,6 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from sgl_router.config import RouterConfig
@@ -16,6 +15,7 @@ from sgl_router.config.flags import launch_flags
 from sgl_router.config.options import OPTIONS
 from tests.admin.support import Router
 from tests.config.support import load
+from tests.conftest import leave_out
 
 PAGE = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text("utf-8")
 GRACE_SECS = RouterConfig().shutdown_grace_period_secs
@@ -43,7 +43,7 @@ def test_the_unit(tmp_path: Path) -> None:
     unit.read_string(text)
     assert int(unit["Service"]["TimeoutStopSec"]) > GRACE_SECS
     if (analyze := shutil.which("systemd-analyze")) is None:
-        pytest.skip("systemd is not here")
+        leave_out("systemd is not here")
     file = tmp_path / "sgl-router.service"
     file.write_text(text.replace("/opt/sgl-router/bin/sgl-router", sys.executable))
     verified = subprocess.run(
