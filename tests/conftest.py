@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import uvloop
@@ -54,7 +55,7 @@ def llama_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Lla
         yield [one, two]
 
 
-def leave_out(reason: str) -> None:
+def leave_out(reason: str) -> NoReturn:
     """Leave a test out because this machine lacks something; a failure where that is forbidden."""
     if os.environ.get(REQUIRE_ALL) == "1":
         pytest.fail(f"{reason}; {REQUIRE_ALL}=1 lets nothing be left out")
