@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --editable
 demo: .venv/ready            ## the main job: three engines, the router, a WebAssembly policy
 	$(BIN)/sgl-router demo $(ARGS)
 
-test: .venv/ready-test       ## the test suite
+test: .venv/ready-test       ## the test suite; what is about plugins by both ways to call them
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m pytest tests/wasm tests/hostile tests/examples --wasm-calls public)
 
 check: .venv/ready-test      ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +14,8 @@ import uvloop
 from hypothesis import settings
 
 from sgl_router.policies import PolicyFactory
-from sgl_router.wasm.runtime import WasmRuntime
+from sgl_router.wasm.calls import Calls, PublicCalls
+from sgl_router.wasm.runtime import RuntimeOptions, WasmRuntime
 from tests.engines.llama import LlamaServer, server_folder, write_model
 from tests.wasm.guests import Bench
 
@@ -29,6 +32,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="run the golden decisions against the .wasm files in this folder",
     )
+    parser.addoption(
+        "--wasm-calls",
+        choices=("fast", "public"),
+        default="fast",
+        help="call guests through wasmtime's C API, or through its Python classes",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Routers under test keep what they keep on disk in a folder of the run's own."""
+    folder = Path(tempfile.mkdtemp(prefix="sgl-router-tests-"))
+    config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+    for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        os.environ[variable] = str(folder / variable)
 
 
 @pytest.fixture(scope="session")
@@ -77,15 +94,24 @@ def rust_toolchain() -> None:
 
 
 @pytest.fixture(scope="session")
-def wasm_runtime() -> Iterator[WasmRuntime]:
+def runtime_options(request: pytest.FixtureRequest) -> RuntimeOptions:
+    """Thousands of modules are compiled: not each in a process of its own."""
+    public = request.config.getoption("--wasm-calls") == "public"
+    return RuntimeOptions(in_child=False, calls=PublicCalls if public else Calls)
+
+
+@pytest.fixture(scope="session")
+def wasm_runtime(runtime_options: RuntimeOptions) -> Iterator[WasmRuntime]:
     """One engine for the instances that tests make themselves."""
-    runtime = WasmRuntime()
+    runtime = WasmRuntime(runtime_options)
     yield runtime
     runtime.close()
 
 
 @pytest.fixture
-def bench(tmp_path: Path, wasm_runtime: WasmRuntime) -> Iterator[Bench]:
-    factory = PolicyFactory()
+def bench(
+    tmp_path: Path, wasm_runtime: WasmRuntime, runtime_options: RuntimeOptions
+) -> Iterator[Bench]:
+    factory = PolicyFactory(runtime=runtime_options)
     yield Bench(tmp_path, wasm_runtime, factory)
     factory.close()

@@ -3,6 +3,8 @@
 RouterError
 ├── ConfigError             a setting that cannot be used
 ├── PluginRefused           a plugin that is not loaded, with every reason found
+├── StoreError              the store of uploaded plugins fails (wasm/stored.py)
+├── CallError               a router that a command was for did not do it (cli/router_client.py)
 ├── DecisionError           a policy that failed to choose a worker; the fallback policy takes over
 ├── ProtocolError           bytes from a peer that are not HTTP/1.1 as this router accepts it
 ├── EngineError             an engine that could not be reached or broke off
@@ -20,7 +22,9 @@ FailureKind = Literal[
     "out_of_range",
     "unhealthy_pick",
     "plugin_error",
+    "quarantined",
 ]
+"""How a decision fails; `quarantined`: the plugin was not asked."""
 
 
 class RouterError(Exception):

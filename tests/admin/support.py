@@ -12,12 +12,14 @@ from fastapi import FastAPI
 
 from sgl_router.admin.app import create_app
 from sgl_router.admin.control import AdminSettings, ControlPlane
-from sgl_router.core.dispatch import Decision, Dispatcher
+from sgl_router.core.decision import Decision
+from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome, Policy
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Health, Worker
 from sgl_router.errors import EngineError
+from tests.admin.plugin_control import FakePlugins
 
 LOCAL = "127.0.0.1"
 REMOTE = "192.0.2.7"
@@ -92,6 +94,7 @@ class Router:
         running: the workers of requests under way, by the requests' ids.
         flushed: the workers whose engines have dropped their caches.
         draining: whether the router is about to stop.
+        plugins: what there is of plugins.
     """
 
     def __init__(self, *workers: Worker | str, settings: AdminSettings | None = None) -> None:
@@ -113,6 +116,7 @@ class Router:
         self.running: dict[str, Worker] = {}
         self.flushed: list[Worker] = []
         self.draining = False
+        self.plugins = FakePlugins()
         self.control = ControlPlane(
             registry=self.registry,
             fetch=self.engines.fetch,
@@ -123,6 +127,7 @@ class Router:
             render_metrics=_render_metrics,
             running_on=self.running.get,
             cache_flushed=self.flushed.append,
+            plugins=self.plugins,
             settings=self.settings,
         )
 

@@ -1,6 +1,7 @@
 """`/openapi.json` is true: what it allows is answered as it says, what it does not is refused."""
 
 import re
+from dataclasses import fields
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -14,9 +15,14 @@ from sgl_router.admin.aborts import Aborts
 from sgl_router.admin.control import AdminSettings
 from sgl_router.admin.engines import Engines
 from sgl_router.admin.models import Models
+from sgl_router.admin.plugin_schemas import SETTINGS_SCHEMA
+from sgl_router.admin.plugins import Plugins
+from sgl_router.admin.policies import Policies, Shadows
 from sgl_router.admin.probes import Probes
 from sgl_router.admin.workers import OlderClients, Workers
 from sgl_router.core.worker import Worker
+from sgl_router.wasm.config import WasmPolicyConfig
+from tests.admin.plugin_control import plugin
 from tests.admin.support import ADMIN_KEY, API_KEY, Router, up
 
 ONE, TWO = "http://one:8000", "http://two:8000"
@@ -62,8 +68,17 @@ def the_first(router: Router) -> Worker:
     return worker
 
 
+schemathesis.serializer.alias("application/wasm", "application/octet-stream")
+
 ROUTER = with_keys(ADMIN_KEY, ADMIN_KEY)
 schema = schemathesis.openapi.from_asgi("/openapi.json", ROUTER.app, headers=KEY)
+
+
+@schema.hook("filter_case")
+def has_settings_once(_context: object, case: schemathesis.Case[Any]) -> bool:
+    """A schema cannot say that what is in the query must not be in the form as well."""
+    in_form = isinstance(case.body, dict) and "settings" in case.body
+    return not (in_form and "settings" in (case.query or {}))
 
 
 @schema.parametrize()
@@ -76,6 +91,14 @@ def test_every_answer_is_documented(case: schemathesis.Case[Any]) -> None:
 @BOUNDED
 def test_every_answer_about_a_worker_that_is_there(case: schemathesis.Case[Any]) -> None:
     case.path_parameters["worker_id"] = the_first(ROUTER).id
+    case.call_and_validate(headers=KEY)
+
+
+@schema.include(path_regex="name").parametrize()
+@BOUNDED
+def test_every_answer_about_a_plugin_that_is_there(case: schemathesis.Case[Any]) -> None:
+    ROUTER.plugins.loaded.setdefault("mine", plugin("mine"))
+    case.path_parameters["name"] = "mine"
     case.call_and_validate(headers=KEY)
 
 
@@ -147,13 +170,21 @@ def test_the_document_is_openapi() -> None:
     schema.validate()
 
 
-@pytest.mark.parametrize("topic", [Workers, OlderClients, Engines, Models, Aborts, Probes])
+TOPICS = [Workers, OlderClients, Engines, Models, Aborts, Probes, Plugins, Policies, Shadows]
+
+
+@pytest.mark.parametrize("topic", TOPICS)
 def test_handlers_stay_on_the_loop(topic: type) -> None:
     """FastAPI runs what is no coroutine in a thread, where the pool must not be touched."""
     handlers = [getattr(topic, name) for name in vars(topic) if not name.startswith("_")]
     handlers.remove(getattr(topic, "add_routes"))  # noqa: B009 (mypy knows no attribute of type)
     assert handlers
     assert all(iscoroutinefunction(handler) for handler in handlers)
+
+
+def test_each_setting_of_a_plugin_is_told() -> None:
+    settings = {each.name for each in fields(WasmPolicyConfig)} - {"name", "module_path"}
+    assert SETTINGS_SCHEMA["properties"].keys() == settings
 
 
 def _operations(document: dict[str, Any]) -> list[dict[str, Any]]:

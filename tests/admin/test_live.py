@@ -199,7 +199,7 @@ async def test_other_work_is_done_while_a_large_page_is_made() -> None:
     registry = WorkerRegistry()
     for number in range(300):
         registry.add(Worker(f"http://engine-{number}", Health.UP))
-    telemetry = Telemetry(registry, Sources(*[lambda: 7] * 4))
+    telemetry = Telemetry(registry, Sources(lambda: 7, lambda: 7, lambda: 7, lambda: 7))
     pieces = sum(1 for _ in telemetry.pieces("")[0])
     assert pieces > 10
     sent: list[Message] = []

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.admin.control import AdminSettings
+from tests.admin.plugin_control import plugin
 from tests.admin.support import ADMIN_KEY, API_KEY, LOCAL, REMOTE, Router, error_of
 
 ONE, TWO = "http://one:8000", "http://two:8000"
+PLUGIN = "mine"
 WITH_ADMIN_KEY = AdminSettings(admin_key=ADMIN_KEY.encode())
 WITH_API_KEY = AdminSettings(api_key=API_KEY.encode())
 WITH_BOTH = AdminSettings(admin_key=ADMIN_KEY.encode(), api_key=API_KEY.encode())
@@ -23,12 +25,18 @@ ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 DATA = {"authorization": f"Bearer {API_KEY}"}
 
 
+def with_plugin(router: Router) -> Router:
+    router.plugins.loaded[PLUGIN] = plugin(PLUGIN)
+    return router
+
+
 def operations(router: Router) -> Iterator[tuple[str, str]]:
-    """Method and path of all that is served, with the id of the one worker."""
+    """Method and path of all that is served, with the id of the one worker, and of a plugin."""
     (worker,) = router.registry
     for path, methods in router.app.openapi()["paths"].items():
         for method in methods:
-            yield method.upper(), path.replace("{worker_id}", worker.id)
+            one = path.replace("{worker_id}", worker.id).replace("{name}", PLUGIN)
+            yield method.upper(), one
     yield "GET", "/openapi.json"
 
 
@@ -41,7 +49,7 @@ CHANGES = [(method, path) for method, path in GUARDED if method != "GET"]
 def test_what_is_served() -> None:
     """The tests below speak of all of it."""
     assert {path for _, path in SERVED} >= {*OPEN, *DATA_PLANE}
-    assert {method for method, _ in CHANGES} == {"POST", "PATCH", "DELETE"}
+    assert {method for method, _ in CHANGES} == {"POST", "PUT", "PATCH", "DELETE"}
     assert len(READS) >= 4
     assert len(CHANGES) >= 6
 
@@ -78,6 +86,7 @@ async def test_nothing_else_without_the_admin_key(headers: dict[str, str]) -> No
             assert error_of(response) == (401, "unauthorized")
             assert response.headers["www-authenticate"] == 'Bearer realm="control-plane"'
     assert [worker.url for worker in router.registry] == [ONE]
+    assert not router.plugins.calls
     assert not router.engines.asked
 
 
@@ -140,6 +149,7 @@ async def test_no_changes_from_elsewhere(address: str, settings: AdminSettings) 
             response = await client.request(method, path, params={"url": TWO}, headers=DATA)
             assert error_of(response) == (403, "forbidden")
     assert [worker.url for worker in router.registry] == [ONE]
+    assert not router.plugins.calls
     assert not router.engines.asked
 
 
@@ -159,17 +169,18 @@ async def test_no_changes_through_a_proxy_on_this_machine(header: str) -> None:
             )
             assert error_of(response) == (403, "forbidden")
     assert [worker.url for worker in router.registry] == [ONE]
+    assert not router.plugins.calls
 
 
 async def test_reading_is_open_without_a_key() -> None:
-    async with Router(ONE).client(REMOTE) as client:
+    async with with_plugin(Router(ONE)).client(REMOTE) as client:
         for path in READS:
             assert (await client.get(path)).status_code == 200
 
 
 async def test_reading_needs_the_data_planes_key_where_there_is_no_other() -> None:
     """As at the peers; but on this machine no key is needed."""
-    router = Router(ONE, settings=WITH_API_KEY)
+    router = with_plugin(Router(ONE, settings=WITH_API_KEY))
     async with router.client(REMOTE) as remote, router.client(LOCAL) as local:
         for path in READS:
             assert error_of(await remote.get(path)) == (401, "invalid_api_key")
@@ -192,6 +203,7 @@ async def test_no_changes_from_pages_of_other_origins(origin: str, allowed: list
             assert error_of(response) == (403, "forbidden")
         assert (await client.get("/workers")).status_code == 200
     assert [worker.url for worker in router.registry] == [ONE]
+    assert not router.plugins.calls
 
 
 async def test_changes_from_pages_of_allowed_origins() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from sgl_router.config import RouterConfig
-from sgl_router.core.dispatch import Decision
+from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.core.worker import Worker
 from sgl_router.gateway.attempt import Attempt
@@ -79,6 +79,7 @@ class Run:
         self._spared = self._engines[0]
         self._over = False
         self._slowest = 0.0
+        self._images = _descriptors(IMAGE)  # of other routers in this process
         self.asks: list[Ask] = []
         self.troubles: Counter[str] = Counter()
 
@@ -186,7 +187,9 @@ class Run:
                 "load of workers": sum(abs(worker.load) for worker in workers),
                 "pending tokens of workers": sum(abs(w.pending_tokens) for w in workers),
                 "probes of workers": sum(worker.probing for worker in workers),
-                "images of plugins, one for each allowed,": max(_descriptors(IMAGE) - PLUGINS, 0),
+                "images of plugins, one for each allowed,": max(
+                    _descriptors(IMAGE) - self._images - PLUGINS, 0
+                ),
                 "last requests that failed": sum(
                     ask.outcome != "answered" for ask in self.asks if ask.id.startswith("last-")
                 ),

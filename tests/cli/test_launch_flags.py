@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[RouterConfig]:
     """The settings with which servers were started; they are not run."""
     started: list[RouterConfig] = []
 
-    def run(config: RouterConfig) -> int:
+    def run(config: RouterConfig, read_again: Callable[[], RouterConfig]) -> int:
+        assert read_again() == config
         started.append(config)
         return 0
 

@@ -1,7 +1,8 @@
 """A dispatcher to be tried out: policies that do as they are told, and a clock that is counted."""
 
 from sgl_router.core.breaker import BreakerSettings, BreakerTable
-from sgl_router.core.dispatch import Decision, Dispatcher
+from sgl_router.core.decision import Decision
+from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome, Policy
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView

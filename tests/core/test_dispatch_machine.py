@@ -14,7 +14,8 @@ from hypothesis.stateful import (
 )
 
 from sgl_router.core.breaker import BreakerSettings, BreakerTable
-from sgl_router.core.dispatch import Decision, Dispatcher
+from sgl_router.core.decision import Decision
+from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome, Policy
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView

@@ -50,7 +50,7 @@ async def told_to_stop(process: RouterProcess, number: signal.Signals) -> None:
     assert "stopping" in await within(process.next_line())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_what_is_under_way_is_finished(number: signal.Signals) -> None:
     """Readiness is taken back first; who comes all the same is served."""
     engine = Engine()
@@ -108,3 +108,24 @@ async def test_a_second_signal_ends_at_once() -> None:
                 await told_to_stop(process, signal.SIGTERM)
                 process.process.send_signal(signal.SIGINT)
                 assert await process.ended() == 1
+
+
+async def test_a_hang_up_ends_nothing() -> None:
+    """What is under way goes on, and who comes next is served."""
+    engine = Engine()
+    async with ScriptedEngine(engine) as scripted:
+        with router(scripted) as process:
+            async with connected(process) as busy, connected(process) as idle:
+                await busy.send(POST)
+                await within(busy.reader.readuntil(b"part\r\n"))
+                process.process.send_signal(signal.SIGHUP)
+                assert "read again" in await within(process.next_line())
+                assert (await idle.ask(b"GET", b"/readiness")).status == 200
+                assert (await idle.post(b"/v1/late")).body == b"late"
+                engine.end.set()
+                assert (
+                    await within(busy.reader.readuntil(b"0\r\n\r\n")) == b"4\r\nrest\r\n0\r\n\r\n"
+                )
+                await told_to_stop(process, signal.SIGTERM)
+                assert await idle.closed()
+                assert await process.ended() == 0

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from sgl_router.config import RouterConfig
-from sgl_router.core.dispatch import Decision
+from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.demo.engine import DemoEngine, EngineSpeed
 from sgl_router.errors import ProtocolError

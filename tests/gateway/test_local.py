@@ -1,9 +1,14 @@
 """What the router answers itself."""
 
+from collections.abc import Awaitable, Callable
+
 import orjson
 import pytest
 
 from sgl_router.core.worker import Health
+from sgl_router.gateway.context import Message
+from sgl_router.gateway.own import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
+from tests.gateway.inside import context_of
 from tests.gateway.support import (
     EngineSocket,
     ScriptedEngine,
@@ -116,3 +121,62 @@ async def test_what_is_passed_on(method: bytes, path: bytes) -> None:
         connected(server) as client,
     ):
         assert (await client.ask(method, path)).body == b"engine"
+
+
+async def measuring(
+    _scope: Message,
+    receive: Callable[[], Awaitable[Message]],
+    send: Callable[[Message], Awaitable[None]],
+) -> None:
+    """Answers how many bytes the body has."""
+    size = b"%d" % len((await receive())["body"])
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": size})
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("method", "path", "limit"),
+    [
+        (b"PUT", b"/plugins/mine", MAX_UPLOAD_BYTES),
+        (b"PUT", b"/plugins/mine?settings=%7B%7D", MAX_UPLOAD_BYTES),
+        (b"POST", b"/plugins/mine", MAX_BODY_BYTES),
+        (b"PUT", b"/plugins/mine/reload", MAX_BODY_BYTES),
+        (b"PUT", b"/plugins/", MAX_BODY_BYTES),
+        (b"PUT", b"/plugins", MAX_BODY_BYTES),
+        (b"PUT", b"/policy?/plugins/mine", MAX_BODY_BYTES),
+        (b"PUT", b"/x/plugins/mine", MAX_BODY_BYTES),
+        (b"POST", b"/workers", MAX_BODY_BYTES),
+    ],
+)
+async def test_how_large_a_body_may_be(
+    method: bytes, path: bytes, limit: int, chunked: bool
+) -> None:
+    """A module is larger than anything else that the router answers itself."""
+
+    def request(size: int) -> bytes:
+        head = b"%b %b HTTP/1.1\r\nHost: r\r\n" % (method, path)
+        if not chunked:
+            return head + b"Content-Length: %d\r\n\r\n" % size + bytes(size)
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (size, bytes(size))
+        return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+
+    async with running(free_url()) as server, connected(server) as client:
+        context_of(server).app = measuring
+        await client.send(request(limit))
+        assert (await client.response()).body == b"%d" % limit
+        client.writer.write(request(limit + 1))
+        refused = await client.response()
+    assert (refused.status, refused.error_code) == (413, "request_body_too_large")
+    assert f"{limit:,}" in orjson.loads(refused.body)["error"]["message"]
+
+
+async def test_a_plugin_that_is_too_large_is_not_asked_for() -> None:
+    """A client that asks first is told before it sends a byte (RFC 9110, section 10.1.1)."""
+    async with running(free_url()) as server, connected(server) as client:
+        await client.send(
+            b"PUT /plugins/mine HTTP/1.1\r\nHost: r\r\nExpect: 100-continue\r\n"
+            b"Content-Length: %d\r\n\r\n" % (MAX_UPLOAD_BYTES + 1)
+        )
+        response = await client.response()
+    assert response.status == 413

@@ -257,8 +257,8 @@ async def test_who_waits_for_a_retry_may_leave_and_may_be_timed_out(leaves: bool
             await client.send(POST)
             await until(lambda: seen and not any(worker.load for worker in server.registry))
             (request,) = context_of(server).requests
-            assert isinstance(request, Exchange) and request._backoff is not None
-            retry = request._backoff
+            assert isinstance(request, Exchange) and request.retries._pause is not None
+            retry = request.retries._pause
             if not leaves:
                 clock.advance(1800)
                 answer = await client.response()

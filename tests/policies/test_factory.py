@@ -18,7 +18,7 @@ from sgl_router.policies import (
 )
 from tests.policies.pools import NOW_MS, ask, view_of
 
-SHIPPED = ["least_connections", "weighted_random"]
+SHIPPED = ["least_connections", "power_of_two_table", "weighted_random"]
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ async def test_load_list_unload(factory: PolicyFactory) -> None:
     assert factory.unload_wasm_plugin("weighted_random")
     assert not factory.unload_wasm_plugin("weighted_random")
     assert factory.create_by_name("weighted_random") is None
-    assert factory.list_wasm_plugins() == ["least_connections"]
+    assert factory.list_wasm_plugins() == ["power_of_two_table", "least_connections"]
 
 
 async def test_a_plugin_cannot_take_the_name_of_a_builtin(factory: PolicyFactory) -> None:

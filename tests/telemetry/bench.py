@@ -1,18 +1,20 @@
 """A router's metrics without the router, read back as Prometheus would read them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from sgl_router.core.dispatch import Decision
+from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome, Policy
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
+from sgl_router.core.shadow import ShadowReport
 from sgl_router.core.worker import Health, Worker
 from sgl_router.errors import DecisionError
 from sgl_router.telemetry import Sources, Telemetry
+from sgl_router.wasm.status import PluginStatus
 
 CHAT = "/v1/chat/completions"
 
@@ -29,12 +31,14 @@ class Named(Policy):
 
 @dataclass
 class Readings:
-    """What the sources of the gauges say."""
+    """What the sources say."""
 
     running: int = 0
     waiting: int = 0
     client_connections: int = 0
     kept_connections: int = 0
+    plugins: list[PluginStatus] = field(default_factory=list)
+    shadow: ShadowReport | None = None
 
 
 class Bench:
@@ -53,6 +57,8 @@ class Bench:
                 waiting=lambda: self.readings.waiting,
                 client_connections=lambda: self.readings.client_connections,
                 kept_connections=lambda: self.readings.kept_connections,
+                plugins=lambda: self.readings.plugins,
+                shadow=lambda: self.readings.shadow,
             ),
         )
 
@@ -75,7 +81,7 @@ class Bench:
         worker = worker or self.workers[0]
         success = error is None and status is not None and status < 500
         self.telemetry.observe(
-            Decision(worker, Named(policy), failure, 1, 2, elapsed_ns, path),
+            Decision(worker, Named(policy), None, failure, 1, 2, elapsed_ns, path),
             Outcome(worker.url, success, status, ttft_ms, duration_ms, chunks, error, engine_ok),
         )
 

@@ -10,6 +10,7 @@ from sgl_router.core.request import ENDPOINTS
 from sgl_router.core.worker import Circuit, EngineMetrics, Health
 from sgl_router.errors import DecisionError
 from sgl_router.telemetry.catalogue import CATALOGUE, Described
+from tests.admin.plugin_control import plugin, report
 from tests.telemetry.bench import Bench
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -43,8 +44,8 @@ def test_the_document_has_the_values_of_labels() -> None:
     assert sorted(paths.split(", ")) == sorted(f"`{path}`" for path in ENDPOINTS)
     (healths,) = re.findall(r"^\| `health` \| (.*) \|$", PAGE, re.MULTILINE)
     assert healths == ", ".join(f"`{health.value}`" for health in Health)
-    numbers = [described.help for described in CATALOGUE if "circuit" in described.name]
-    assert all(circuit.value.replace("_", " ") in numbers[0] for circuit in Circuit)
+    (numbers,) = [described.help for described in CATALOGUE if "circuit" in described.name]
+    assert all(circuit.value.replace("_", " ") in numbers for circuit in Circuit)
 
 
 def test_the_document_names_all_of_the_process() -> None:
@@ -70,6 +71,8 @@ def test_what_is_exported_is_as_described(described: Described) -> None:
     bench.finish(failure=DecisionError("mine", "trap", "unreachable"))
     bench.telemetry.count_retry("connection")
     bench.telemetry.count_error("unknown_url")
+    bench.readings.plugins = [plugin("mine")]
+    bench.readings.shadow = report("mine", 0.5, "regular")
     family = bench.families()[described.name.removesuffix("_total")]
     assert family.documentation == described.help
     assert family.samples
@@ -86,7 +89,8 @@ def test_names_and_texts_keep_prometheus_conventions(described: Described) -> No
     assert described.name.endswith("_total") == (described.kind == "counter")
     assert bool(described.bounds) == (described.kind == "histogram")
     assert described.kind != "histogram" or described.name.endswith("_seconds")
-    assert not re.search(r"_(ms|millis|percent|count|bucket|sum|info)\b", described.name)
+    assert not re.search(r"_(ms|millis|percent|count|bucket|sum)\b", described.name)
+    assert not described.name.endswith("_info") or described.kind == "gauge"
     assert re.fullmatch(r"[A-Z0-9].*\.", described.help)
     assert not {"path", "worker"} <= set(described.labels), "no products of the two"
     assert "model" not in described.labels

@@ -11,7 +11,7 @@ from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome
 from sgl_router.core.request import ENDPOINTS, RequestView
 from sgl_router.core.worker import Health, Worker
-from sgl_router.errors import DecisionError
+from sgl_router.errors import DecisionError, FailureKind
 from sgl_router.telemetry import catalogue
 from sgl_router.telemetry.accumulators import MAX_VALUES
 from tests.telemetry.bench import CHAT, Bench, Named
@@ -98,6 +98,16 @@ def test_a_policy_that_fails() -> None:
     assert bench.value("policy_failures_total", policy="mine", kind="timeout") == 2
     assert bench.values("decision_seconds_count", "policy") == {"mine": 3}
     assert bench.values("decision_seconds_sum", "policy")["mine"] == pytest.approx(0.200005)
+
+
+def test_a_plugin_that_is_not_asked() -> None:
+    """Its quarantine is a failure of its own kind: the fallback decided."""
+    bench = Bench()
+    kinds: tuple[FailureKind, ...] = ("trap", "quarantined", "quarantined")
+    for kind in kinds:
+        bench.finish(policy="power_of_two", failure=DecisionError("mine", kind, "too often"))
+    assert bench.values("policy_failures_total", "kind") == {"trap": 1, "quarantined": 2}
+    assert bench.values("decision_seconds_count", "policy") == {"mine": 3}
 
 
 def test_what_the_gateway_tells() -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sgl_router.core.worker import Circuit, EngineMetrics, Health, Worker
 from sgl_router.telemetry.exposition import PIECE_SAMPLES
+from tests.admin.plugin_control import plugin, report
 from tests.telemetry.bench import Bench
 
 PROMETHEUS = (
@@ -37,6 +38,8 @@ def busy(workers: int = 3) -> Bench:
     bench.telemetry.count_retry("connection")
     bench.telemetry.count_error("unknown_url")
     bench.telemetry.count_aborted()
+    bench.readings.plugins = [plugin("mine"), plugin("other")]
+    bench.readings.shadow = report("other", 0.5, "regular")
     return bench
 
 

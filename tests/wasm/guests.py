@@ -5,13 +5,17 @@ text, and each function's body can be replaced. Memory: the answer stands at `AN
 may use what is below it, `$hex` writes at `HEX_AT`, and the heap begins at `HEAP_AT`.
 """
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import wasmtime
 
+from sgl_router.core.policy import Choice, PendingChoice
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Health, Worker
@@ -21,6 +25,7 @@ from sgl_router.wasm.module import read_module
 from sgl_router.wasm.policy import WasmPolicy
 from sgl_router.wasm.runtime import WasmRuntime
 from sgl_router.wasm.sandbox import Sandbox
+from sgl_router.wasm.wasi import WasiHost
 
 BUILTIN_NAMES = tuple(policy.name for policy in BUILTIN_POLICIES)
 ANSWER_AT = 1024
@@ -136,6 +141,64 @@ def wasi(name: str, params: str, result: str = "(result i32)") -> str:
     return f'(import "wasi_snapshot_preview1" "{name}" (func ${name} (param {params}) {result}))'
 
 
+PRINT = wasi("fd_write", "i32 i32 i32 i32")
+PRINTS = "(drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))"
+"""Prints what the address and the length at 0 say: nothing, as long as nothing stands there."""
+
+LOOPS_HERE = f"(if {PRINTS.removeprefix('(drop ').removesuffix(')')} (then {LOOP}))"
+"""Loops for ever where a `Gate` refuses what it prints."""
+
+SPIN = """(func $spin (local $n i32) (local.set $n (i32.const 20_000_000))
+  (loop $l (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1))))))"""
+"""Takes a few milliseconds."""
+
+LONG_ID = "r" * 1000
+"""A request with it is what `on_long` knows: the inputs of all others here are shorter."""
+
+
+def on_long(body: str, usual: str = f"(i32.const {ANSWER_AT})") -> str:
+    """A `select_worker` that does as usual, but for a long request what `body` says."""
+    return f"(if (i32.gt_u (local.get $len) (i32.const 1200)) (then {body})) {usual}"
+
+
+class Gate:
+    """Where guests that print are held; on the thread that made it, printing fails instead.
+
+    Attributes:
+        entered: set when a guest is held.
+        threads: those on which guests have printed, in this order.
+        open: lets them go on.
+    """
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.open = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self._maker = threading.current_thread()
+
+    def log_output(self, _data: bytes) -> None:
+        """In the place of the host's method of that name."""
+        thread = threading.current_thread()
+        self.threads.append(thread)
+        if thread is self._maker:
+            raise OSError("a guest prints here")
+        self.entered.set()
+        assert self.open.wait(60), "the test opens it"
+
+
+def until(holds: Callable[[], bool]) -> bool:
+    """Whether something comes to hold within a bounded number of looks."""
+    pause = threading.Event()
+    return any(holds() or pause.wait(0.01) for _ in range(2000))
+
+
+def hold_prints(patch: pytest.MonkeyPatch) -> Gate:
+    """A gate for all guests."""
+    gate = Gate()
+    patch.setattr(WasiHost, "log_output", gate.log_output)
+    return gate
+
+
 @dataclass(frozen=True)
 class Bench:
     """Writes modules to files and loads them."""
@@ -147,6 +210,7 @@ class Bench:
     def config(self, wasm: bytes, name: str = "plugin", **settings: Any) -> WasmPolicyConfig:
         """The configuration of a module, which it writes to a file."""
         settings.setdefault("max_execution_time_ms", 5_000)  # for machines under load
+        settings.setdefault("inline_budget_ms", 100)
         path = self.folder / f"{name}.wasm"
         path.write_bytes(wasm)
         return WasmPolicyConfig(module_path=str(path), name=name, **settings)
@@ -154,7 +218,8 @@ class Bench:
     def instance(self, wasm: bytes, **settings: Any) -> Instance:
         """A bare instance, as a policy would make it."""
         config = self.config(wasm, **settings)
-        return Instance(Sandbox(read_module(config, BUILTIN_NAMES), config, self.runtime))
+        sandbox = Sandbox(read_module(config, BUILTIN_NAMES), config, self.runtime)
+        return Instance(sandbox, config.max_execution_time_ms)
 
     async def policy(self, wasm: bytes, name: str = "plugin", **settings: Any) -> WasmPolicy:
         """The policy of a module, loaded as a user would load it."""
@@ -162,6 +227,21 @@ class Bench:
         policy = self.factory.create_by_name(name)
         assert isinstance(policy, WasmPolicy)
         return policy
+
+
+def awaited(choice: int | PendingChoice | None) -> asyncio.Future[Choice]:
+    """A choice, once it has been made; from this moment on it is waited for, for a minute."""
+    made: asyncio.Future[Choice] = asyncio.get_running_loop().create_future()
+    if isinstance(choice, PendingChoice):
+        choice.then = made.set_result
+    else:
+        made.set_result(choice)
+    return asyncio.ensure_future(asyncio.wait_for(made, 60))
+
+
+async def settled(choice: int | PendingChoice | None) -> Choice:
+    """A choice, once it has been made."""
+    return await awaited(choice)
 
 
 def view(*healthy: bool) -> WorkerView:
@@ -172,8 +252,10 @@ def view(*healthy: bool) -> WorkerView:
     return registry.view()
 
 
-def request(body: bytes = b"", *, entropy: int = 0, now_ms: int = 0) -> RequestView:
+def request(
+    body: bytes = b"", *, entropy: int = 0, now_ms: int = 0, id: str = "req-1"
+) -> RequestView:
     """A request as the dispatcher hands it to a policy."""
-    made = RequestView("req-1", "/v1/chat/completions", body)
+    made = RequestView(id, "/v1/chat/completions", body)
     made.entropy, made.now_ms = entropy, now_ms
     return made

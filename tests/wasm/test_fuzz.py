@@ -100,4 +100,4 @@ async def test_what_is_damaged_is_sound_to_begin_with(bench: Bench) -> None:
     for number, wasm in enumerate(modules()):
         policy = await bench.policy(wasm, f"p{number}", allowed_syscalls=["wasi:random"])
         assert policy.select_worker(view(True, False), RequestView("1", "/")) == 0
-    assert len(bench.factory.list_wasm_plugins()) == 3
+    assert len(bench.factory.list_wasm_plugins()) == 4

@@ -15,10 +15,11 @@ from tests.wasm.guests import HEAP_AT, Bench, guest, request, view
 
 def input_of(policy: WasmPolicy) -> Any:
     """What the plugin was given last: it is still where it was put."""
-    assert policy._instance is not None
-    memory = policy._instance._driver._guest_memory
+    instance = policy.current._guest.instance
+    assert instance is not None
+    memory = instance.driver._guest_memory
     assert isinstance(memory, wasmtime.Memory)
-    left = bytes(memory.read(policy._instance._store, HEAP_AT)).decode("utf-8", "replace")
+    left = bytes(memory.read(instance._store, HEAP_AT)).decode("utf-8", "replace")
     return json.JSONDecoder().raw_decode(left)[0]
 
 

@@ -25,7 +25,7 @@ async def test_a_plugin_is_one_policy_however_it_is_asked_for(bench: Bench) -> N
     assert bench.factory.create_by_name("wasm:mine") is policy
     assert bench.factory.create_by_name("yours") is None
     assert policy.name == "mine"
-    assert len(policy.digest) == 64
+    assert len(policy.current.digest) == 64
 
 
 async def test_what_was_unloaded_goes_on_for_whoever_holds_it(bench: Bench) -> None:
@@ -68,15 +68,14 @@ async def test_different_names_are_loaded_at_once(bench: Bench) -> None:
     assert sorted(bench.factory.list_wasm_plugins()) == [f"p{number}" for number in range(8)]
 
 
-@pytest.mark.parametrize(
-    ("version", "shown"), [("1.2\n", r"mine 1.2\n loaded"), (None, "mine loaded")]
-)
+@pytest.mark.parametrize(("version", "shown"), [("1.2\n", r"(1.2\n, "), (None, "(/")])
 async def test_the_log_has_a_plugins_version(
     bench: Bench, caplog: pytest.LogCaptureFixture, version: str | None, shown: str
 ) -> None:
     caplog.set_level(logging.INFO, "sgl_router.wasm")
     await bench.policy(guest(sections={SECTION: orjson.dumps({"version": version})}), "mine")
-    assert f"plugin {shown} from " in caplog.text
+    assert "plugin mine loaded: version " in caplog.text
+    assert shown in caplog.text
 
 
 async def test_a_load_that_is_given_up_before_it_begins_keeps_no_clock(bench: Bench) -> None:
@@ -88,7 +87,6 @@ async def test_a_load_that_is_given_up_before_it_begins_keeps_no_clock(bench: Be
         threads.submit(free.wait)
         loading = asyncio.create_task(factory.load_wasm_plugin(bench.config(guest(), "mine")))
         await asyncio.sleep(0)
-        assert _clocks() == before + 1
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await loading
@@ -140,7 +138,11 @@ REFUSED = [
     ({"alloc": "(i32.const 0)"}, "out_of_memory", "max_memory_bytes is 1,048,576"),
     ({"select_worker": "(i32.const 0)"}, "bad_output", "0x0"),
     ({"answer": '{"selected_worker": 2}'}, "out_of_range", "2"),
-    ({"extra": '(data (i32.const 65535) "xx")'}, "trap", "out of bounds"),
+    (
+        {"extra": START.format("(memory.fill (i32.const 65535) (i32.const 0) (i32.const 2))")},
+        "trap",
+        "out of bounds",
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ from sgl_router.wasm.manifest import (
     HOST_ABI,
     KNOWN_NEEDS,
     MAX_MANIFEST_BYTES,
+    MAX_MISMATCHES,
     SECTION,
     Manifest,
     config_problems,
@@ -135,6 +136,13 @@ def test_a_config_that_does_not_match_is_named_by_its_path(
 def test_each_mismatch_is_reported() -> None:
     manifest = Manifest(config_schema=WEIGHTS)
     assert len(config_problems(manifest, {"weights": {"a": -1, "b": -2, "c": 3}})) == 2
+
+
+def test_a_schema_that_finds_thousands_of_mismatches_is_heard_no_further() -> None:
+    schema = {"allOf": [{"required": [f"key{number}"]} for number in range(2_000)]}
+    found = config_problems(Manifest(config_schema=schema), {})
+    assert len(found) == MAX_MISMATCHES
+    assert "key0" in found[0]
 
 
 @pytest.mark.parametrize(

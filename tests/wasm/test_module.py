@@ -10,54 +10,43 @@ from sgl_router.errors import PluginRefused
 from sgl_router.policies import WasmPolicyConfig, shipped_plugins
 from sgl_router.wasm.module import MAX_MODULE_BYTES, read_module
 from tests.wasm.guests import BUILTIN_NAMES, ONE_PAGE, assemble, custom, guest, leb128, wasi
-
-HEADER = b"\0asm\x01\0\0\0"
-COMPONENT_HEADER = b"\0asm\x0d\0\x01\0"
-PAGE = 64 * 1024
-TYPES = {
-    "init": "()",
-    "alloc": "(i32) -> (i32)",
-    "dealloc": "(i32, i32) -> ()",
-    "select_worker": "(i32, i32) -> (i32)",
-}
-
-
-def read(path: Path, **settings: Any) -> PluginRefused:
-    """What a module is refused for."""
-    config = WasmPolicyConfig(module_path=str(path), name="plugin", **settings)
-    with pytest.raises(PluginRefused) as caught:
-        read_module(config, BUILTIN_NAMES)
-    refused = caught.value
-    assert refused.plugin == "plugin"
-    assert "plugin" in str(refused)
-    assert all(reason in str(refused) for reason in refused.reasons)
-    return refused
-
-
-def reasons(tmp_path: Path, wasm: bytes, **settings: Any) -> tuple[str, ...]:
-    path = tmp_path / "plugin.wasm"
-    path.write_bytes(wasm)
-    return read(path, **settings).reasons
-
-
-def reason(tmp_path: Path, wasm: bytes, **settings: Any) -> str:
-    (only,) = reasons(tmp_path, wasm, **settings)
-    return only
+from tests.wasm.refusals import (
+    COMPONENT_HEADER,
+    HEADER,
+    PAGE,
+    TABLE_SELECT,
+    TABLE_TYPES,
+    TYPES,
+    exports,
+    read,
+    reason,
+    reasons,
+)
+from tests.wasm.table_guests import table_guest
 
 
 def test_a_good_module_is_described(tmp_path: Path) -> None:
     path = tmp_path / "plugin.wasm"
     path.write_bytes(guest(extra='(table 7 funcref) (func (export "other"))'))
     module = read_module(WasmPolicyConfig(str(path), "plugin"), BUILTIN_NAMES)
+    assert module.abi == "json_v1"
     assert module.exports == TYPES.keys()
     assert module.table_elements == 7
     assert module.grants == frozenset()
     assert module.manifest.needs == {"request_text"}
 
 
-@pytest.mark.parametrize("name", ["weighted_random", "least_connections"])
-def test_the_shipped_modules_may_be_loaded(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "abi"),
+    [
+        ("weighted_random", "json_v1"),
+        ("least_connections", "json_v1"),
+        ("power_of_two_table", "table_v1"),
+    ],
+)
+def test_the_shipped_modules_may_be_loaded(name: str, abi: str) -> None:
     module = read_module(WasmPolicyConfig(str(shipped_plugins()[name]), "mine"), BUILTIN_NAMES)
+    assert module.abi == abi
     assert module.manifest.version == "1.0.0"
     assert len(module.digest) == 64
 
@@ -107,6 +96,11 @@ def test_a_path_that_is_none(path: Any) -> None:
         (COMPONENT_HEADER, "component"),
         (COMPONENT_HEADER + bytes(100), "component"),
         (b"PK\x03\x04stuff", "PK"),
+        (b"(component)", "component"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"BC\xc0\xde", "bitcode"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b'{"a": 1}', "{"),
         (b"\x1b[2J\xff\xfe", "\\x1b"),
     ],
 )
@@ -236,18 +230,6 @@ def test_each_export_is_required(tmp_path: Path, name: str) -> None:
     assert TYPES[name] in text
 
 
-def exports(memory: str = ONE_PAGE, **replaced: str) -> bytes:
-    """A module of the right exports, but for those that are replaced."""
-    fields = {
-        "init": "(func (export {}))",
-        "alloc": "(func (export {}) (param i32) (result i32) (i32.const 8))",
-        "dealloc": "(func (export {}) (param i32 i32))",
-        "select_worker": "(func (export {}) (param i32 i32) (result i32) (i32.const 8))",
-    }
-    texts = [text.format(f'"{name}"') for name, text in (fields | replaced).items()]
-    return assemble(f"(module {memory} {' '.join(texts)})")
-
-
 @pytest.mark.parametrize(
     ("name", "field", "found"),
     [
@@ -278,12 +260,72 @@ def test_an_optional_export_has_its_type_too(tmp_path: Path, name: str) -> None:
     assert "() -> (i32)" in text
 
 
-def test_the_table_abi_is_known_by_name(tmp_path: Path) -> None:
-    wasm = assemble(
-        f'(module {ONE_PAGE} (func (export "sgl_table_v1_select") (param i32 i32 i32) '
-        "(result i32) (i32.const 0)))"
+def test_a_table_plugin_is_described(tmp_path: Path) -> None:
+    extra = """
+      (func (export "sgl_table_v1_configure") (param i32 i32) (result i32) (i32.const 0))
+      (func (export "on_request_complete") (param i32 i32))
+      (func (export "_initialize")) (func (export "other"))"""
+    path = tmp_path / "plugin.wasm"
+    path.write_bytes(table_guest(extra=extra))
+    module = read_module(WasmPolicyConfig(str(path), "plugin"), BUILTIN_NAMES)
+    optional = {"sgl_table_v1_configure", "on_request_complete", "_initialize"}
+    assert module.abi == "table_v1"
+    assert module.exports == TABLE_TYPES.keys() | optional
+    assert module.manifest.needs == {"request_text"}
+
+
+def test_of_two_contracts_the_table_one_is_kept(tmp_path: Path) -> None:
+    """What belongs to the other is not looked at."""
+    path = tmp_path / "plugin.wasm"
+    path.write_bytes(table_guest(extra='(func (export "select_worker") (param f64))'))
+    module = read_module(WasmPolicyConfig(str(path), "plugin"), BUILTIN_NAMES)
+    assert module.abi == "table_v1"
+    assert module.exports == TABLE_TYPES.keys()
+
+
+@pytest.mark.parametrize("name", ["init", "alloc", "dealloc"])
+def test_each_export_is_required_of_a_table_plugin(tmp_path: Path, name: str) -> None:
+    renamed = table_guest().replace(
+        leb128(len(name)) + name.encode(), leb128(len(name)) + b"?" * len(name)
     )
-    assert "table ABI" in reason(tmp_path, wasm)
+    text = reason(tmp_path, renamed)
+    assert name in text
+    assert TYPES[name] in text
+
+
+def test_all_that_a_table_plugin_lacks_is_in_one_report(tmp_path: Path) -> None:
+    wasm = assemble(
+        f"""(module (func (export "{TABLE_SELECT}") (param i32 i32) (result i32) (i32.const 0))
+        (func (export "sgl_table_v1_configure")))"""
+    )
+    found = reasons(tmp_path, wasm)
+    assert len(found) == 6
+    for part in (*TABLE_TYPES, "(i32, i32, i32) -> (i32)", "sgl_table_v1_configure", "memory"):
+        assert any(part in text for text in found), part
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        (f'(global (export "{TABLE_SELECT}") i32 (i32.const 0))', "global"),
+        (f'(table (export "{TABLE_SELECT}") 1 funcref)', "table"),
+    ],
+)
+def test_what_decides_is_a_function(tmp_path: Path, field: str, kind: str) -> None:
+    wasm = assemble(
+        f"""(module {ONE_PAGE} (func (export "init")) {field}
+        (func (export "alloc") (param i32) (result i32) (i32.const 8))
+        (func (export "dealloc") (param i32 i32)))"""
+    )
+    text = reason(tmp_path, wasm)
+    assert kind in text
+    assert TABLE_TYPES[TABLE_SELECT] in text
+
+
+def test_a_module_that_decides_nothing_is_told_of_both_contracts(tmp_path: Path) -> None:
+    found = [text for text in reasons(tmp_path, HEADER) if "select_worker" in text]
+    assert len(found) == 1
+    assert TABLE_SELECT in found[0]
 
 
 def test_wrong_imports_exports_and_memory_are_reported_together(tmp_path: Path) -> None:
@@ -301,6 +343,7 @@ def test_wrong_imports_exports_and_memory_are_reported_together(tmp_path: Path) 
         (f"{ONE_PAGE} (memory 1)", "2 memories"),
         ('(memory (export "memory") 1 2 shared)', "shared"),
         ('(memory (export "memory") i64 1)', "64-bit"),
+        ('(memory (export "memory") 0)', "no page"),
         (f"{ONE_PAGE} (table 1 funcref) (table 1 funcref)", "2 tables"),
     ],
 )
@@ -310,7 +353,7 @@ def test_one_plain_memory_and_one_table_at_most(tmp_path: Path, memory: str, fou
 
 @pytest.mark.parametrize(
     ("pages", "elements", "limit"),
-    [(17, 0, 1024 * 1024), (2, 0, 2 * PAGE - 1), (1, 1, PAGE + 7), (0, 10_000_000, 1024 * 1024)],
+    [(17, 0, 1024 * 1024), (2, 0, 2 * PAGE - 1), (1, 1, PAGE + 7), (1, 10_000_000, 1024 * 1024)],
 )
 def test_more_memory_at_the_start_than_allowed(
     tmp_path: Path, pages: int, elements: int, limit: int
@@ -328,3 +371,10 @@ def test_exactly_the_memory_that_is_allowed(tmp_path: Path) -> None:
     path.write_bytes(exports('(memory (export "memory") 2) (table 4 funcref)'))
     config = WasmPolicyConfig(str(path), "plugin", max_memory_bytes=2 * PAGE + 4 * 8)
     assert read_module(config, BUILTIN_NAMES).table_elements == 4
+
+
+def test_all_that_is_wrong_with_memories_and_tables_is_in_one_report(tmp_path: Path) -> None:
+    memory = "(memory 40) (memory 1) (table 1 funcref) (table 1 funcref)"
+    found = reasons(tmp_path, exports(memory))
+    for part in ("2 tables", "2 memories", "under the name memory", "max_memory_bytes"):
+        assert sum(part in text for text in found) == 1, part

@@ -12,7 +12,9 @@ import pytest
 
 from sgl_router.core.policy import Outcome
 from sgl_router.errors import DecisionError
-from sgl_router.wasm.policy import MAX_KEPT_ANSWER_BYTES, MAX_KEPT_ANSWERS, WasmPolicy
+from sgl_router.wasm.abi.json_v1 import Answer
+from sgl_router.wasm.contract import MAX_KEPT_ANSWER_BYTES, MAX_KEPT_ANSWERS, JsonContract
+from sgl_router.wasm.policy import WasmPolicy
 from tests.wasm.guests import (
     ANSWER_AT,
     LOOP,
@@ -115,8 +117,8 @@ async def fails_once(policy: WasmPolicy, kind: str, named: str) -> None:
     assert named in failure.detail
     assert failure.detail.isprintable()
     assert policy.failures == {kind: 1}
-    assert policy._state.values == {"n": 1}
-    policy._instance = None  # those that only answered badly have still theirs
+    assert policy.current._guest.contract.state.values == {"n": 1}
+    policy.current._guest.instance = None  # those that only answered badly have still theirs
     assert decide(policy) == 0
 
 
@@ -167,10 +169,10 @@ async def test_a_dealloc_that_fails_loses_no_decision(
     wasm = guest(REMEMBERS, dealloc=body)
     policy = await bench.policy(wasm, max_execution_time_ms=20)
     for _ in range(2):
-        policy._instance = policy._live_instance()
-        instance = weakref.ref(policy._instance)
+        policy.current._guest.instance = policy.current._guest._started(5_000)[0]
+        instance = weakref.ref(policy.current._guest.instance)
         assert decide(policy) == 0
-        assert policy._state.values == {"n": 1}
+        assert policy.current._guest.contract.state.values == {"n": 1}
         assert instance() is None, "thrown away, and freed"
     assert policy.failures.total() == 3, "no request failed, but it is known"
 
@@ -190,7 +192,7 @@ async def test_a_state_too_large_is_refused_and_the_old_one_kept(bench: Bench) -
     failure = failure_of(policy)
     assert failure.kind == "bad_output"
     assert "65,536" in failure.detail
-    assert policy._state.values == {"a": "x" * 40_000}
+    assert policy.current._guest.contract.state.values == {"a": "x" * 40_000}
 
 
 async def test_a_dead_instance_is_freed_by_its_last_reference(
@@ -203,9 +205,11 @@ async def test_a_dead_instance_is_freed_by_its_last_reference(
     ):
         wasm = guest(select_worker=second_call(body))
         policy = await bench.policy(wasm, name, max_execution_time_ms=20)
-        assert policy._instance is not None
         decide(policy)
-        instance, store = weakref.ref(policy._instance), weakref.ref(policy._instance._store)
+        live = policy.current._guest.instance
+        assert live is not None
+        instance, store = weakref.ref(live), weakref.ref(live._store)
+        del live
         failure_of(policy)
         assert instance() is None
         assert store() is None
@@ -214,7 +218,7 @@ async def test_a_dead_instance_is_freed_by_its_last_reference(
 async def test_no_worker_is_an_answer(bench: Bench) -> None:
     policy = await bench.policy(guest('{"selected_worker": null, "state": {"n": 1}}'))
     assert decide(policy) is None
-    assert policy._state.values == {"n": 1}
+    assert policy.current._guest.contract.state.values == {"n": 1}
 
 
 async def test_the_same_snapshot_judges_that_was_shown(bench: Bench) -> None:
@@ -240,7 +244,7 @@ async def test_the_trial_leaves_no_trace(bench: Bench) -> None:
     count = second_call(f"(return (i32.const {BAD_AT}))")
     wasm = guest(REMEMBERS, select_worker=count, extra=text_at(BAD_AT, '{"selected_worker": 2}'))
     policy = await bench.policy(wasm)
-    assert policy._state.values == {}
+    assert policy.current._guest.contract.state.values == {}
     assert [decide(policy), decide(policy)] == [0, 2], "the instance had not been called before"
 
 
@@ -248,9 +252,15 @@ async def test_failures_are_logged_at_powers_of_ten(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    policy = await bench.policy(guest('{"error": "\\u001b[2J\\nno %s"}'), fallback="round_robin")
+    every_second = f"""
+      (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+      (select (i32.const {BAD_AT}) (i32.const {ANSWER_AT})
+        (i32.and (global.get $calls) (i32.const 1)))"""
+    complaint = text_at(BAD_AT, '{"error": "\\u001b[2J\\nno %s"}')
+    policy = await bench.policy(guest(select_worker=every_second, extra=complaint))
     for _ in range(11):
         failure_of(policy)
+        assert decide(policy) == 0
     assert policy.failures == {"plugin_error": 11}
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 2
@@ -272,11 +282,17 @@ def numbered(padding: str = "", state: str = "null") -> bytes:
     )
 
 
+def kept_answers(policy: WasmPolicy) -> dict[bytes, Answer]:
+    contract = policy.current._guest.contract
+    assert isinstance(contract, JsonContract)
+    return contract._answers
+
+
 async def test_only_so_many_results_are_kept_decoded(bench: Bench) -> None:
     policy = await bench.policy(numbered())
     for _ in range(MAX_KEPT_ANSWERS + 10):
         assert decide(policy) == 0
-    assert len(policy._answers) == MAX_KEPT_ANSWERS
+    assert len(kept_answers(policy)) == MAX_KEPT_ANSWERS
 
 
 async def test_no_long_result_is_kept_decoded_and_none_with_a_state(bench: Bench) -> None:
@@ -286,7 +302,7 @@ async def test_no_long_result_is_kept_decoded_and_none_with_a_state(bench: Bench
     ):
         policy = await bench.policy(wasm, name)
         assert decide(policy) == 0
-        assert not policy._answers
+        assert not kept_answers(policy)
 
 
 async def test_each_state_is_merged_though_the_result_is_the_same(bench: Bench) -> None:
@@ -298,9 +314,9 @@ async def test_each_state_is_merged_though_the_result_is_the_same(bench: Bench) 
     policy = await bench.policy(guest(REMEMBERS, select_worker=odd, extra=text_at(BAD_AT, other)))
     for _ in range(3):
         assert decide(policy) == 0
-        assert policy._state.values == {"n": 1}
+        assert policy.current._guest.contract.state.values == {"n": 1}
         assert decide(policy) == 2
-        assert policy._state.values == {}
+        assert policy.current._guest.contract.state.values == {}
 
 
 def told(body: str) -> str:
@@ -329,15 +345,15 @@ def test_what_it_is_told(bench: Bench) -> None:
 async def test_a_failure_to_learn_fails_nothing_else(
     bench: Bench, body: str, kind: str, no_collector: None
 ) -> None:
-    policy = await bench.policy(guest(REMEMBERS, extra=told(body)), max_execution_time_ms=20)
+    policy = await bench.policy(guest(REMEMBERS, extra=told(body)), max_execution_time_ms=5)
     decide(policy)
-    assert policy._instance is not None
-    instance = weakref.ref(policy._instance)
+    assert policy.current._guest.instance is not None
+    instance = weakref.ref(policy.current._guest.instance)
     policy.on_request_complete(OUTCOME)
     assert instance() is None
     assert policy.failures == {kind: 1}
     assert decide(policy) == 0
-    assert policy._state.values == {"n": 1}
+    assert policy.current._guest.contract.state.values == {"n": 1}
 
 
 async def test_a_plugin_that_does_not_want_outcomes_is_not_called(bench: Bench) -> None:

@@ -12,11 +12,14 @@ from sgl_router.admin.control import ControlPlane
 from sgl_router.admin.document import DocumentedApp, described
 from sgl_router.admin.engines import Engines
 from sgl_router.admin.models import Models
+from sgl_router.admin.plugins import Plugins
+from sgl_router.admin.policies import Policies, Shadows
 from sgl_router.admin.probes import Probes
 from sgl_router.admin.replies import ErrorHandlers, LastResort
 from sgl_router.admin.schemas import ErrorBody
 from sgl_router.admin.security import Check, Guard, guarded
-from sgl_router.admin.workers import OlderClients, Workers, require_json
+from sgl_router.admin.strict import PathSegments
+from sgl_router.admin.workers import OlderClients, Workers, require_json, require_json_if_any
 from sgl_router.gateway.context import EXPOSED_HEADERS
 
 CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -31,6 +34,7 @@ def create_app(control: ControlPlane) -> FastAPI:
     app = DocumentedApp()
     ErrorHandlers(app)
     app.add_middleware(LastResort)
+    app.add_middleware(PathSegments)
     if control.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -70,11 +74,20 @@ def _add_routes(app: FastAPI, control: ControlPlane) -> None:
     engines = _router("engines", admin_key, guard.control_plane, refusable=refusable)
     Engines(control).add_routes(engines)
 
+    changes = (guard.control_plane, require_json_if_any)
+    plugins = _router("plugins", admin_key, *changes, refusable=refusable)
+    uploads = _router("plugins", admin_key, guard.control_plane, refusable=refusable)
+    Plugins(control).add_routes(plugins, uploads)
+
+    policies = _router("policies", admin_key, *changes, refusable=refusable)
+    Policies(control).add_routes(policies)
+    Shadows(control).add_routes(policies)
+
     async def openapi_document() -> Response:
         return Response(document, media_type="application/json")
 
     engines.get("/openapi.json", include_in_schema=False)(openapi_document)
-    for router in (probes, data, aborts, workers, older, engines):
+    for router in (probes, data, aborts, workers, older, plugins, uploads, policies, engines):
         app.include_router(router)
     document = orjson.dumps(app.openapi())  # made once: it takes longer than a stream may stand
 

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sgl_router.admin.plugin_control import PluginControl
 from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.worker import Worker
 
@@ -71,6 +72,7 @@ class ControlPlane:
             is done meanwhile.
         running_on: the worker whose engine has the request of that id, where it is known.
         cache_flushed: told of a worker whose engine has dropped its prefix cache.
+        plugins: the plugins, the policies in use and the shadow run.
         settings: keys and origins.
     """
 
@@ -83,4 +85,5 @@ class ControlPlane:
     render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
     running_on: Callable[[str], Worker | None]
     cache_flushed: Callable[[Worker], None]
+    plugins: PluginControl
     settings: AdminSettings = AdminSettings()

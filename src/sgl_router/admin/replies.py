@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sgl_router.admin.plugin_schemas import PluginErrorBody
 from sgl_router.admin.schemas import ErrorBody, ErrorObject, WorkersErrorBody, WorkersErrorCode
 from sgl_router.admin.security import REALMS
 from sgl_router.core.request import ENDPOINTS
-from sgl_router.errors import RequestError
+from sgl_router.errors import PluginRefused, RequestError
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +46,7 @@ def error_reply(error: RequestError, headers: Mapping[str, str] | None = None) -
         added["WWW-Authenticate"] = f'Bearer realm="{REALMS[error.code]}"'
     if isinstance(error, WorkersError):
         return json_reply(error.body.model_dump(), error.status, added)
-    what = ErrorObject(type=error.type, code=error.code, message=error.message, param=None)
-    return json_reply(ErrorBody(error=what).model_dump(), error.status, added)
+    return json_reply(ErrorBody(error=_object(error)).model_dump(), error.status, added)
 
 
 class ErrorHandlers:
@@ -59,12 +59,21 @@ class ErrorHandlers:
     def __init__(self, app: FastAPI) -> None:
         self._app = app
         app.add_exception_handler(RequestError, self.on_request_error)
+        app.add_exception_handler(PluginRefused, self.on_plugin_refused)
         app.add_exception_handler(RequestValidationError, self.on_invalid)
         app.add_exception_handler(HTTPException, self.on_http_exception)
 
     async def on_request_error(self, _request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError), "registered for these"
         return error_reply(error)
+
+    async def on_plugin_refused(self, _request: Request, error: Exception) -> Response:
+        """The message is cut, the list of reasons is not."""
+        assert isinstance(error, PluginRefused), "registered for these"
+        what = _object(RequestError(400, "plugin_refused", f"{error!s:.2000}"))
+        return json_reply(
+            PluginErrorBody(error=what, reasons=list(error.reasons)).model_dump(), 400
+        )
 
     async def on_invalid(self, request: Request, error: Exception) -> Response:
         """A body or a query that is not as the document says: 400, where FastAPI has 422."""
@@ -133,6 +142,10 @@ class LastResort:
             _log.exception("%s %.200s failed", method, ascii(scope["path"]))
             error = RequestError(500, "internal_error", "the router failed; its log says why")
             await error_reply(error)(scope, receive, send)
+
+
+def _object(error: RequestError) -> ErrorObject:
+    return ErrorObject(type=error.type, code=error.code, message=error.message, param=None)
 
 
 def _is_data_path(path: str) -> bool:

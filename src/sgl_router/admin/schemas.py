@@ -20,7 +20,7 @@ MAX_LABELS = 64
 _MAX_NUMBER = 1e9  # so that sums of them stay finite
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """JSON Schema's integers are all numbers without a fraction, 1.0 among them."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -39,9 +39,9 @@ _LabelValue = Annotated[str, Field(max_length=1024)]
 _Priority = Annotated[
     int,
     Field(ge=0, le=2**32 - 1, description="shown in listings; 50 if absent"),
-    BeforeValidator(_whole),
+    BeforeValidator(whole),
 ]
-_Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_whole)]
+_Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(whole)]
 _Cost = Annotated[
     float,
     Field(ge=0, le=_MAX_NUMBER, allow_inf_nan=False, description="shown in listings; 1 if absent"),

@@ -33,6 +33,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from sgl_router.admin.control import AdminSettings
+from sgl_router.admin.strict import StrictRequest
 from sgl_router.errors import RequestError
 
 Check = Callable[[Request], None]
@@ -107,7 +108,7 @@ class Guard:
 
 
 def guarded(*checks: Check) -> type[APIRoute]:
-    """A class of routes that make these checks before the body is read."""
+    """A class of routes that make these checks before the body is read, which is strict JSON."""
 
     class GuardedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -116,11 +117,16 @@ def guarded(*checks: Check) -> type[APIRoute]:
             async def checked(request: Request) -> Response:
                 for check in checks:
                     check(request)
-                return await handle(request)
+                return await handle(StrictRequest(request.scope, request.receive))
 
             return checked
 
     return GuardedRoute
+
+
+def whom(request: Request) -> str:
+    """Who asks, for the log."""
+    return "an unknown client" if request.client is None else request.client.host
 
 
 def _demand(request: Request, key: bytes, code: str, message: str) -> None:

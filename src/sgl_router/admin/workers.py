@@ -28,6 +28,7 @@ from sgl_router.admin.schemas import (
     WorkerUrl,
     WorkerUrls,
 )
+from sgl_router.admin.security import whom
 from sgl_router.core.worker import Health, Worker
 from sgl_router.errors import ConfigError, RequestError
 
@@ -132,7 +133,7 @@ class Workers:
         if update.api_key is not None:
             worker.api_key = update.api_key.get_secret_value()
         self._registry.changed()  # policies may have made something of what it was
-        _log.info("worker %s is changed by %s", worker.url, _whom(request))
+        _log.info("worker %s is changed by %s", worker.url, whom(request))
         message = _told("worker changed", update.unknown)
         return json_reply(WorkerChanged("accepted", worker.id, message), 202)
 
@@ -201,11 +202,18 @@ def require_json(request: Request) -> None:
     A page of another origin can send other types without asking first (Fetch standard,
     CORS-safelisted request headers).
     """
-    if request.method in ("POST", "PATCH"):
+    if request.method in ("POST", "PUT", "PATCH"):
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             message = f"Content-Type is {media_type!a:.100}; expected application/json"
             raise bad_request(request, message)
+
+
+def require_json_if_any(request: Request) -> None:
+    """As `require_json`, where a body is announced."""
+    headers = request.headers
+    if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+        require_json(request)
 
 
 def doubt(worker: Worker) -> str:
@@ -219,12 +227,12 @@ def drain(control: ControlPlane, worker: Worker, request: Request) -> None:
     """Have the worker drained, where it is not being already."""
     if worker.health is not Health.DRAINING:
         control.drain_worker(worker)
-        _log.info("worker %s is drained for %s", worker.url, _whom(request))
+        _log.info("worker %s is drained for %s", worker.url, whom(request))
 
 
 def _add(control: ControlPlane, worker: Worker, request: Request) -> None:
     control.add_worker(worker)
-    _log.info("worker %s is added by %s", worker.url, _whom(request))
+    _log.info("worker %s is added by %s", worker.url, whom(request))
     if said := doubt(worker):
         _log.warning("%s", said)
 
@@ -275,7 +283,3 @@ def _told(done: str, unknown: list[str]) -> str:
     return (
         f"{done}; unknown keys were ignored: {', '.join(f'{k!a:.64}' for k in unknown[:5])}{more}"
     )
-
-
-def _whom(request: Request) -> str:
-    return "an unknown client" if request.client is None else request.client.host

@@ -9,8 +9,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from sgl_router import __version__
+from sgl_router.cli.plugin import add_plugin_command
 from sgl_router.config import RouterConfig, add_flags, load_config
 from sgl_router.config.flags import launch_flags, usage_problem
 from sgl_router.errors import RouterError
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="see it work, without an engine", description=_DEMO, allow_abbrev=False
     )
     demo.set_defaults(run=_demo, command=demo, known=_add_demo_flags(demo))
+    add_plugin_command(commands)
     return parser
 
 
@@ -114,12 +117,13 @@ def _launch(options: argparse.Namespace) -> int:
     flags = {
         name: value for name, value in vars(options).items() if name in RouterConfig.model_fields
     }
-    config = load_config(flags, os.environ, options.config)
+    read = partial(load_config, flags, dict(os.environ), options.config)
+    config = read()
     logging.basicConfig(
         level={"warn": "WARNING"}.get(config.log_level, config.log_level.upper()),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    return server.run(config)
+    return server.run(config, read)
 
 
 def _demo(options: argparse.Namespace) -> int:

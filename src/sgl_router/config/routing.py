@@ -58,8 +58,8 @@ class PolicyOptions(Section):
         default="power_of_two",
         description="how a worker is chosen: a built-in policy (random, round_robin, "
         "power_of_two, least_load, cache_aware, consistent_hashing, prefix_hash, manual), a "
-        "plugin that comes with the router (least_connections, weighted_random), the name of a "
-        "plugin given by --plugin, or the path of a .wasm file",
+        "plugin that comes with the router (least_connections, weighted_random, "
+        "power_of_two_table), the name of a plugin given by --plugin, or the path of a .wasm file",
     )
     plugin: tuple[str, ...] = Field(
         default=(),
@@ -70,6 +70,12 @@ class PolicyOptions(Section):
         default=None,
         description="settings of plugins by name: a YAML file, or in the configuration file the "
         "settings themselves",
+    )
+    plugin_store: str | None = Field(
+        default=None,
+        description="folder for plugins that are sent to the router (PUT /plugins), which are "
+        "found there after a restart; none: they are not kept. Without it, the state folder of "
+        "the service ($STATE_DIRECTORY) or of the user (~/.local/state/sgl-router/plugins)",
     )
     cache_threshold: Share = Field(
         default=0.3,

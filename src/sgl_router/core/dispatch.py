@@ -1,13 +1,14 @@
 """The one place that turns a request into a placement, and a placement's end into knowledge."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sgl_router.core.breaker import BreakerTable
-from sgl_router.core.policy import Outcome, Policy
+from sgl_router.core.decision import Decision, InUse, PendingDecision, Question
+from sgl_router.core.policy import Choice, Outcome, PendingChoice, Policy
 from sgl_router.core.prefix_index import PrefixIndex
 from sgl_router.core.registry import WorkerRegistry, WorkerView
 from sgl_router.core.request import RequestView
+from sgl_router.core.shadow_run import ShadowRun
 from sgl_router.core.worker import Circuit, Health, Role, Worker
 from sgl_router.errors import DecisionError, RequestError
 
@@ -15,47 +16,6 @@ _TTFT_SHARE = 0.1
 """Of the newest in `Worker.ttft_ms`: the last ten or so count."""
 
 _KEPT = frozenset({"pending_tokens", "prefix_match"})
-
-
-class _InUse:
-    """A policy in use, and what it needs to be kept of each placement."""
-
-    __slots__ = ("fallback", "keeps", "keeps_prefixes", "keeps_tokens", "policy")
-
-    def __init__(self, policy: Policy, fallback: Policy) -> None:
-        self.policy = policy
-        self.fallback = fallback
-        self.keeps_prefixes = "prefix_match" in policy.needs
-        self.keeps_tokens = "pending_tokens" in policy.needs
-        self.keeps = self.keeps_prefixes or self.keeps_tokens
-
-
-@dataclass(slots=True)
-class Decision:
-    """One request placed on one worker; its load is counted until `Dispatcher.complete`.
-
-    Attributes:
-        worker: the worker chosen.
-        policy: the policy that chose it (it learns the outcome).
-        failure: why the fallback policy decided instead, or None.
-        entropy, now_ms: what the decision was given, so that it can be replayed.
-        elapsed_ns: what the decision took, the fallback's included.
-        path: the request's, without the query.
-        probe: whether the worker's breaker was half-open.
-        pending_tokens: what is counted in the worker's until the first byte of the answer.
-        open: whether the load is still counted.
-    """
-
-    worker: Worker
-    policy: Policy
-    failure: DecisionError | None
-    entropy: int
-    now_ms: int
-    elapsed_ns: int
-    path: str
-    probe: bool = False
-    pending_tokens: int = 0
-    open: bool = True
 
 
 class Dispatcher:
@@ -94,7 +54,7 @@ class Dispatcher:
         self._breakers = breakers
         self._prefixes = prefixes if prefixes is not None else PrefixIndex()
         registry.on_remove.append(self._prefixes.forget)
-        self._in_use: dict[Role, _InUse] = {}
+        self._in_use: dict[Role, InUse] = {}
         self.needs: frozenset[str] = frozenset()
         self.use(policy, fallback)
 
@@ -104,9 +64,27 @@ class Dispatcher:
         return "body" in self.needs or bool(self.registry.models)
 
     def use(self, policy: Policy, fallback: Policy, role: Role = "regular") -> None:
-        """Decide by `policy` from the next request on; requests in flight keep theirs."""
-        self._in_use[role] = _InUse(policy, fallback)
-        needs = frozenset[str]().union(*(used.policy.needs for used in self._in_use.values()))
+        """Decide by `policy` from the next request on; requests in flight keep theirs.
+
+        Also told where what a policy in use needs has changed.
+        """
+        before = self._in_use.get(role)
+        shadow = None if before is None else before.shadow
+        self._in_use[role] = InUse(policy, fallback, shadow)
+        self._find_needs()
+
+    def compare(self, shadow: ShadowRun | None, role: Role) -> None:
+        """Have another policy decide beside the one in use for `role`, or do not any more."""
+        used = self._in_use[role]
+        self._in_use[role] = InUse(used.policy, used.fallback, shadow)
+        self._find_needs()
+
+    def policies(self) -> dict[Role, tuple[Policy, Policy]]:
+        """The policy in use and its fallback, for each role that has one of its own."""
+        return {role: (used.policy, used.fallback) for role, used in self._in_use.items()}
+
+    def _find_needs(self) -> None:
+        needs = frozenset[str]().union(*(used.needs for used in self._in_use.values()))
         if needs & _KEPT:
             needs |= {"body"}
         self.needs = needs
@@ -117,51 +95,129 @@ class Dispatcher:
         Raises RequestError: 503 where no worker is eligible or the policy declines, 404 where none
         serves the model.
         """
+        question = self._ask(request, role)
+        used, workers, _, _ = question
+        choice: Choice
+        try:
+            choice = self._wanted(workers, request)
+            if choice is None:
+                choice = used.policy.select_worker(workers, request)
+        except DecisionError as error:
+            choice = error
+        return self._place(request, question, choice)
+
+    def begin(self, request: RequestView, role: Role = "regular") -> Decision | PendingDecision:
+        """As `dispatch`, but where the policy takes long, the decision comes later."""
+        question = self._ask(request, role)
+        used, workers, _, _ = question
+        choice: Choice | PendingChoice
+        try:
+            choice = self._wanted(workers, request)
+            if choice is None:
+                choice = used.policy.choose(workers, request)
+        except DecisionError as error:
+            choice = error
+        if isinstance(choice, PendingChoice):
+            return PendingDecision(self, request, role, question, choice)
+        return self._place(request, question, choice)
+
+    def _ask(self, request: RequestView, role: Role) -> Question:
+        """What the policy is asked. Raises RequestError where nobody may be chosen."""
+        workers = self._eligible(request, role)
+        used = self._in_use.get(role) or self._in_use["regular"]
+        request.entropy = self._entropy()
+        request.now_ms = self._now_ms()
+        if used.keeps_prefixes:
+            request.prefix = self._prefixes.match(workers.pool, request.text or "")
+        return used, workers, used.policy.version, self._clock_ns()
+
+    def _eligible(self, request: RequestView, role: Role) -> WorkerView:
+        """Raises RequestError where no worker may be chosen."""
         registry = self.registry
         model = request.model if registry.models else None
         workers = registry.view(request.excluded, role, model)
         if not workers.eligible:
             raise self._none_eligible(request, workers, model)
-        used = self._in_use.get(role) or self._in_use["regular"]
-        policy, failure = used.policy, None
-        request.entropy = self._entropy()
-        request.now_ms = self._now_ms()
-        if used.keeps_prefixes:
-            request.prefix = self._prefixes.match(workers.pool, request.text or "")
-        started = self._clock_ns()
+        return workers
+
+    def _wanted(self, workers: WorkerView, request: RequestView) -> int | None:
+        """The worker that the client asks for itself, where it may be picked."""
         target = request.target
         if target is not None and 0 <= target < len(workers) and workers.healthy[target]:
-            index: int | None = target
-        else:
-            try:
-                index = policy.select_worker(workers, request)
-            except DecisionError as error:
-                failure = error.with_traceback(None)  # its frames hold this one: a cycle
-                failure.__cause__ = failure.__context__ = None  # and so do theirs
-                policy = used.fallback
-                index = policy.select_worker(workers, request)
-        elapsed = self._clock_ns() - started
+            return target
+        return None
+
+    def place_late(
+        self, request: RequestView, role: Role, question: Question, choice: Choice
+    ) -> Decision:
+        """Place a request by a choice among the workers as they were a while ago.
+
+        A worker that has left or must not be picked any more is replaced by the fallback policy's
+        choice. Raises RequestError as `dispatch`.
+        """
+        used, before, version, at_ns = question
+        workers = self._eligible(request, role)
+        if type(choice) is not int:
+            return self._place(request, (used, workers, version, at_ns), choice)
+        chosen = before[choice]
+        index = next((i for i in workers.eligible if workers[i] is chosen), None)
+        policy = used.policy
         if index is None:
+            policy = used.fallback
+            index = policy.select_worker(workers, request)
+        return self._place(request, (used, workers, version, at_ns), index, policy)
+
+    def _place(
+        self,
+        request: RequestView,
+        question: Question,
+        choice: Choice,
+        policy: Policy | None = None,
+    ) -> Decision:
+        """Count the request on the worker chosen, by the fallback policy where that failed.
+
+        Raises RequestError where no worker should take it.
+        """
+        used, workers, version, at_ns = question
+        policy, failure = policy or used.policy, None
+        if isinstance(choice, DecisionError):
+            failure = choice.with_traceback(None)  # its frames hold this one: a cycle
+            failure.__cause__ = failure.__context__ = None  # and so do theirs
+            policy = used.fallback
+            choice = policy.select_worker(workers, request)
+        elapsed = self._clock_ns() - at_ns
+        if choice is None:
             raise RequestError(
                 503,
                 "no_available_workers",
                 f"policy {policy.name!r} chose no worker for this request",
             )
-        assert workers.healthy[index], f"{policy.name} keeps the contract of select_worker"
-        worker = workers[index]
-        worker.load += 1
+        assert workers.healthy[choice], f"{policy.name} keeps the contract of select_worker"
+        worker = workers[choice]
         decision = Decision(
-            worker, policy, failure, request.entropy, request.now_ms, elapsed, request.path
+            worker,
+            policy,
+            version,
+            failure,
+            request.entropy,
+            request.now_ms,
+            elapsed,
+            request.path,
         )
+        if used.shadow is not None:  # sees the workers as the policy in use has seen them
+            used.shadow.observe(workers, request, decision)
+        worker.load += 1
         if worker.circuit is not Circuit.CLOSED:
             decision.probe = True
-            registry.set_circuit(worker, worker.circuit, probing=True)
+            self.registry.set_circuit(worker, worker.circuit, probing=True)
         if used.keeps:
             self._keep(used, workers, request, decision)
+        if worker.watched_by:
+            worker.touched()
         return decision
 
     def _keep(
-        self, used: _InUse, workers: WorkerView, request: RequestView, decision: Decision
+        self, used: InUse, workers: WorkerView, request: RequestView, decision: Decision
     ) -> None:
         """Remember of a placement what the policy needs for others."""
         worker = decision.worker
@@ -187,6 +243,8 @@ class Dispatcher:
         worker = decision.worker
         worker.pending_tokens -= decision.pending_tokens
         decision.pending_tokens = 0
+        if worker.watched_by:
+            worker.touched()
         if decision.probe and self._breakers is not None and engine_ok:
             decision.probe = False
             self._breakers.settle(worker, True, self._clock_ns() / 1e9, probe=True)
@@ -204,6 +262,8 @@ class Dispatcher:
         if ttft is not None:
             before = worker.ttft_ms
             worker.ttft_ms = ttft if before is None else before + (ttft - before) * _TTFT_SHARE
+        if worker.watched_by:
+            worker.touched()
         if self._breakers is not None and (outcome.engine_ok is False or decision.probe):
             now = self._clock_ns() / 1e9
             self._breakers.settle(worker, outcome.engine_ok, now, probe=decision.probe)
@@ -212,6 +272,8 @@ class Dispatcher:
         if not worker.load and worker.health is Health.DRAINING:
             self.registry.remove(worker)
         decision.policy.on_request_complete(outcome)
+        if decision.shadow is not None:
+            decision.shadow.ended()
 
     def forget_prefixes(self, worker: Worker) -> None:
         """The worker's engine has dropped its prefix cache."""

@@ -1,10 +1,12 @@
 """What every load-balancing policy is: one decision function, and what it needs to know."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
+from sgl_router.errors import DecisionError
 
 KNOWN_NEEDS = frozenset({"body", "pending_tokens", "prefix_match", "engine_metrics", "worker_info"})
 """What a policy may ask for, because each costs something to know:
@@ -45,6 +47,35 @@ class Outcome:
     engine_ok: bool | None = True
 
 
+Choice = int | None | DecisionError
+"""An index into the workers, None where no worker should take the request, or why there is none."""
+
+
+class PendingChoice:
+    """A choice that is being made elsewhere.
+
+    Attributes:
+        then: told of it, once and later, by whoever makes it; set by whoever waits for it.
+        elapsed_ns: how long the choice itself took, once it has been made.
+    """
+
+    __slots__ = ("elapsed_ns", "then")
+
+    def __init__(self) -> None:
+        self.elapsed_ns = 0
+        self.then: Callable[[Choice], None] | None = None
+
+    def settle(self, choice: Choice) -> None:
+        """It has been made. Nothing happens where nobody waits any more."""
+        then, self.then = self.then, None
+        if then is not None:
+            then(choice)
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        self.then = None
+
+
 class Policy(ABC):
     """Chooses the worker for a request.
 
@@ -57,11 +88,13 @@ class Policy(ABC):
         needs: what must be known for a decision, some of `KNOWN_NEEDS`; without `body`, the body
             is passed on as it arrives instead of being collected first.
         fallback: the name of the built-in policy that decides where this one fails, or None.
+        version: which version of it decides, where it has versions.
     """
 
     name: str
     needs: frozenset[str] = frozenset()
     fallback: str | None = None
+    version: str | None = None
 
     @abstractmethod
     def select_worker(self, workers: WorkerView, request: RequestView) -> int | None:
@@ -70,6 +103,13 @@ class Policy(ABC):
         Called only where at least one worker is eligible, and returns an eligible one only.
         Raises DecisionError where the policy fails.
         """
+
+    def choose(self, workers: WorkerView, request: RequestView) -> int | PendingChoice | None:
+        """As `select_worker`, for a caller who can wait: what takes long is chosen elsewhere.
+
+        A choice that was pending may name a worker that is not eligible any more.
+        """
+        return self.select_worker(workers, request)
 
     def on_request_complete(self, outcome: Outcome) -> None:  # noqa: B027 (optional, not abstract)
         """Learn how a request that this policy placed has ended. Must not raise."""

@@ -102,8 +102,10 @@ class WorkerRegistry:
         self._views.clear()
 
     def changed(self) -> None:
-        """What a worker is has changed: its model, its role, whether it is there."""
+        """What a worker is has changed: its model, its weight, whether it is there."""
         self._views.clear()
+        for worker in self._by_url.values():
+            worker.touched()
         self.models = frozenset(w.model_id for w in self._by_url.values() if w.model_id is not None)
 
     def view(

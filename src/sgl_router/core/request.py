@@ -14,6 +14,9 @@ from sgl_router.core.worker import Worker
 CHARACTERS_PER_TOKEN = 4
 """Of English text, by the usual rule of thumb; the router has no tokenizer."""
 
+KNOWN_BY_BYTES = 32 * 1024
+"""Of a body's beginning and its end; see `RequestView.fingerprint`."""
+
 ENDPOINTS = frozenset(
     {
         "/apply-template",
@@ -90,6 +93,12 @@ class RequestView:
         if self._json is None:
             self._json = _json_object(self.body)
         return self._json
+
+    @property
+    def fingerprint(self) -> int:
+        """By which requests for the same are known within this process, but for rare mistakes."""
+        body = self.body
+        return hash((self.path, len(body), body[:KNOWN_BY_BYTES], body[-KNOWN_BY_BYTES:]))
 
     @property
     def model(self) -> str | None:

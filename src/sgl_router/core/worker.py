@@ -73,6 +73,7 @@ class Worker:
         streak: health observations in a row that spoke against `health`.
         circuit, probing: its breaker's; changed by `WorkerRegistry.set_circuit` only.
         ended: requests that have ended on it.
+        watched_by: sets that the worker is added to by `touched`.
     """
 
     __slots__ = (
@@ -101,6 +102,7 @@ class Worker:
         "ttft_ms",
         "unreported_tokens",
         "url",
+        "watched_by",
         "weight",
     )
 
@@ -140,6 +142,7 @@ class Worker:
         self.circuit = Circuit.CLOSED
         self.probing = False
         self.ended = 0
+        self.watched_by: tuple[set[Worker], ...] = ()
 
     def _locate(self, url: str) -> None:
         try:
@@ -167,6 +170,11 @@ class Worker:
         self.port = port or (443 if self.tls else 80)
         self.authority = authority.encode("ascii")
         self.prefix = prefix.encode("ascii")
+
+    def touched(self) -> None:
+        """Of what a policy may see of it, something has changed that makes no new view."""
+        for watcher in self.watched_by:
+            watcher.add(self)
 
     @property
     def healthy(self) -> bool:

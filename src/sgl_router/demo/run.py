@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sgl_router.config import RouterConfig
-from sgl_router.core.dispatch import Decision
+from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.demo.client import StreamClient
 from sgl_router.demo.engine import DemoEngine, EngineSpeed

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-from sgl_router.core.dispatch import Decision
+from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError

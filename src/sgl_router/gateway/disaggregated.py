@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
+from sgl_router.core.decision import Decision, PendingDecision
 from sgl_router.core.disaggregation import (
     GENERATING,
     sglang_bootstrap,
@@ -19,7 +20,6 @@ from sgl_router.core.disaggregation import (
     vllm_decode,
     vllm_prefill,
 )
-from sgl_router.core.dispatch import Decision
 from sgl_router.core.retry import RETRYABLE_STATUSES
 from sgl_router.core.worker import Worker
 from sgl_router.errors import EngineError, ProtocolError, RequestError
@@ -117,7 +117,7 @@ class PrefillLeg:
     def on_engine_lost(self, error: ProtocolError | None) -> None:
         if error is None:
             self._ended(reusable=False)
-        elif self.attempt.closed_idle() and not self._exchange.was_closed_on:
+        elif self.attempt.closed_idle() and not self._exchange.retries.was_closed_on:
             self.attempt.redial()
         else:
             # The decode engine cannot have begun without it: another pair may have the request.
@@ -173,7 +173,7 @@ class DisaggregatedExchange(Exchange):
 
     def _declined(self, worker: Worker, status: int) -> bool:
         """Whether the prefill engine has too much to do, and another pair is asked later."""
-        if status not in RETRYABLE_STATUSES or not self._prepare_retry(worker):
+        if status not in RETRYABLE_STATUSES or not self.retries.prepare(worker):
             return False
         self._give_back(f"the prefill engine answered {status}", None)
         self._try_later(status)
@@ -202,9 +202,10 @@ class DisaggregatedExchange(Exchange):
             return
         if closed:
             self._context.suspect(worker)
-            again, self.was_closed_on = again and not self.was_closed_on, True
+            again = again and not self.retries.was_closed_on
+            self.retries.was_closed_on = True
         if again:
-            self._try_another(worker, error, engine_ok=None, reason="prefill")
+            self._try_another(worker, error, engine_ok=None, why="prefill")
         else:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
 
@@ -218,26 +219,33 @@ class DisaggregatedExchange(Exchange):
             raise RequestError(
                 400, "invalid_json", "the request's body is no JSON object, or an empty one"
             )
-        decision = context.dispatcher.dispatch(request, "prefill")
+        decision = context.dispatcher.begin(request, "prefill")
+        if isinstance(decision, PendingDecision):
+            self._await(decision, self._prefill_on)
+        else:
+            self._prefill_on(decision)
+
+    def _prefill_on(self, decision: Decision) -> None:
+        context, request = self._context, self._request
         self._leg = leg = PrefillLeg(context, decision, self)
-        body = self._bodies(decision.worker)
+        meet = context.settings.pd_engine == "sglang"
+        if meet:
+            added = sglang_bootstrap(request.json, decision.worker, lambda: secrets.randbits(63))
+            self._decode_body = body = splice(request.body, added)
+        else:
+            body = vllm_prefill(request.path, request.json)
         leg.start(head_for(decision.worker, self._head, self._id_for_engine, len(body)), body)
-        if context.settings.pd_engine == "sglang" and leg.open:
+        if meet and leg.open:
             self._choose_decode()
 
     def _choose_decode(self) -> None:
-        decision = self._context.dispatcher.dispatch(self._request, "decode")
-        self._attempt = attempt = Attempt(self._context, decision, self, self._started_at)
-        attempt.start()
-
-    def _bodies(self, prefill: Worker) -> bytes:
-        """What the prefill engine is sent; the decode engine's too, where it is known already."""
-        request = self._request
-        if self._context.settings.pd_engine == "vllm":
-            return vllm_prefill(request.path, request.json)
-        added = sglang_bootstrap(request.json, prefill, lambda: secrets.randbits(63))
-        self._decode_body = splice(request.body, added)
-        return self._decode_body
+        context = self._context
+        decision = context.dispatcher.begin(self._request, "decode")
+        if isinstance(decision, PendingDecision):
+            self._await(decision, self._send_to)
+        else:
+            self._attempt = Attempt(context, decision, self, self._started_at)
+            self._attempt.start()
 
     def _pass_on(self, response: ResponseHead, body: bytes) -> None:
         """Answer what the prefill engine has answered: the decode engine will not."""
@@ -250,10 +258,13 @@ class DisaggregatedExchange(Exchange):
         kind = response.get(b"content-type") or b"application/json"
         reply(context, self._client, head, status, body, added=added, content_type=kind)
 
-    def _awaited(self) -> Attempt | None:
+    def _whose_turn(self) -> Attempt | None:
         """The decode engine waits for the prefill engine, until it begins its answer."""
         leg = self._leg
-        return leg.attempt if leg is not None and leg.open and not self._answer else self._attempt
+        if leg is None or not leg.open or self._answer:
+            return self._attempt
+        # A prefill engine cannot be blamed for waiting for a peer that is still being chosen.
+        return leg.attempt if self._awaited is None else None
 
     def _finish(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
         leg, self._leg = self._leg, None  # they know each other: a cycle is freed late, if ever

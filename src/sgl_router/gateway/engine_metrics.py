@@ -166,6 +166,7 @@ class EngineMetricsPoller:
         poll.failing = False
         metrics = parse_engine_metrics(page, self._now_ms()) if status == 200 else None
         worker.metrics = metrics
+        worker.touched()
         if metrics is None:
             self._ask_less(worker, poll, status)
             return

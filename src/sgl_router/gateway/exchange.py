@@ -3,19 +3,20 @@
     head ──▶ (wait for admission) ──▶ (collect the body, where the policy reads it)
                                                     │
                                                     ▼
-        ┌── another worker ──▶ (back off) ──▶ dispatch ──▶ connection ──▶ send
-        │                                                                  │
-        └── refused, closed without a byte, 429 or 503 ◀───────────────────┤
-                                                                           ▼
-                                           answer, piece by piece ──▶ finish
+        ┌── another worker ──▶ (back off) ──▶ dispatch ──▶ (wait) ──▶ connection ──▶ send
+        │                                                                             │
+        └── refused, closed without a byte, 429 or 503 ◀──────────────────────────────┤
+                                                                                      ▼
+                                                      answer, piece by piece ──▶ finish
 
 An `Attempt` is one placement; the load that it counts is given back in `_give_back` only.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
+from functools import cached_property, partial
 
+from sgl_router.core.decision import Decision, PendingDecision
 from sgl_router.core.request import RequestView
 from sgl_router.core.retry import RETRYABLE_STATUSES
 from sgl_router.core.worker import Role, Worker
@@ -28,6 +29,7 @@ from sgl_router.gateway.flow import Hold, ReadGate
 from sgl_router.gateway.forwarding import head_for, speaks_for_engine, take_hints
 from sgl_router.gateway.handler import ClientSide, RequestHandler
 from sgl_router.gateway.replies import payload_too_large, refuse, request_id_of
+from sgl_router.gateway.retries import Retries
 from sgl_router.gateway.upload import Upload
 from sgl_router.http1.head import END, LAST_CHUNK
 from sgl_router.http1.request import RequestHead
@@ -36,7 +38,7 @@ from sgl_router.http1.response import ResponseEvent, ResponseHead
 _log = logging.getLogger(__name__)
 
 WAITING_BYTES = 256 * 1024
-"""The client is held back when this much of a body waits for a connection."""
+"""The client is held back when this much of a body waits for a decision or a connection."""
 
 
 class Exchange(RequestHandler):
@@ -48,9 +50,8 @@ class Exchange(RequestHandler):
     _queued = False
     _entered = False
     _attempt: Attempt | None = None
-    _backoff: asyncio.TimerHandle | None = None
+    _awaited: Retries | PendingDecision | None = None  # without which no worker gets it
     _answer: Answer | None = None
-    was_closed_on = False  # an engine has closed its connection on the request
     _deadlines: Deadlines | None = None
 
     def __init__(self, context: GatewayContext, client: ClientSide, head: RequestHead) -> None:
@@ -110,8 +111,8 @@ class Exchange(RequestHandler):
         upload.over = over
         attempt = self._attempt
         if attempt is None:
-            if over or not self._collect:
-                self._place()
+            if (over or not self._collect) and not self._queued and self._awaited is None:
+                self._or_fail(self._choose)
         elif attempt.engine is not None:
             unsent = upload.take()
             if unsent:
@@ -125,7 +126,7 @@ class Exchange(RequestHandler):
         """Whether nobody takes the body at the moment, but somebody will."""
         if self._queued or self._collect:
             return self._queued
-        return self._backoff is not None if self._attempt is None else self._attempt.engine is None
+        return self._awaited is not None if self._attempt is None else self._attempt.engine is None
 
     def on_client_gone(self) -> None:
         self._context.counters.count_aborted()
@@ -145,7 +146,7 @@ class Exchange(RequestHandler):
             self._queued = False
             self._client.reading.release(Hold.NO_ENGINE)
             if self._upload.over or not self._collect:
-                self._place()
+                self._or_fail(self._choose)
 
     def refuse_turn(self, error: RequestError) -> None:
         self._entered = self._queued = False
@@ -162,15 +163,6 @@ class Exchange(RequestHandler):
 
     # ---- from the decision to the engine
 
-    def _place(self) -> None:
-        """Choose a worker; not while it is not this request's turn."""
-        if not self._queued and self._backoff is None:
-            self._or_fail(self._choose)
-
-    def _place_again(self) -> None:
-        self._backoff = None
-        self._place()
-
     def _or_fail(self, step: Callable[[], None]) -> None:
         """Take a step; what goes wrong with it is the client's answer."""
         try:
@@ -185,9 +177,28 @@ class Exchange(RequestHandler):
         context, request = self._context, self._request
         if self._collect:
             request.body = self._upload.whole()
-        decision = context.dispatcher.dispatch(request, self._role)
-        self._attempt = attempt = Attempt(context, decision, self, self._started_at)
-        attempt.start()
+        decision = context.dispatcher.begin(request, self._role)
+        if isinstance(decision, PendingDecision):
+            self._await(decision, self._send_to)
+        else:
+            self._attempt = Attempt(context, decision, self, self._started_at)
+            self._attempt.start()
+
+    def _send_to(self, decision: Decision) -> None:
+        self._attempt = Attempt(self._context, decision, self, self._started_at)
+        self._attempt.start()
+
+    def _await(self, pending: PendingDecision, step: Callable[[Decision], None]) -> None:
+        """Take a step once the decision is there, unless the request ends before."""
+
+        def told(decision: Decision | RequestError) -> None:
+            self._awaited = None
+            if isinstance(decision, RequestError):
+                self._fail(decision)
+            else:
+                self._or_fail(partial(step, decision))
+
+        self._awaited, pending.then = pending, told
 
     def on_connected(self, attempt: Attempt) -> None:
         """Send what is there of the request; the rest follows as it comes."""
@@ -205,59 +216,47 @@ class Exchange(RequestHandler):
 
     # ---- another worker
 
+    @cached_property
+    def retries(self) -> Retries:
+        """Made with the first worker that does not take the request."""
+        return Retries(self._context, self._request, self._upload)
+
     def _try_another(
-        self,
-        worker: Worker,
-        error: EngineError,
-        *,
-        engine_ok: bool | None = False,
-        reason: str = "connection",
+        self, worker: Worker, error: EngineError, *, engine_ok: bool | None, why: str = "connection"
     ) -> None:
         """Not one byte of an answer has arrived: another worker may have the request."""
         self._give_back(str(error), engine_ok)
-        if self._prepare_retry(worker):
-            self._context.counters.count_retry(reason)
-            self._place()
+        if self.retries.prepare(worker):
+            self._context.counters.count_retry(why)
+            self._or_fail(self._choose)
         else:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
 
     def _try_once_more(self, attempt: Attempt, error: EngineError) -> None:
         """An engine has closed on the request: twice may be the request's own fault."""
-        if self.was_closed_on:
+        if self.retries.was_closed_on:
             self._fail(RequestError(502, "call_upstream_connect_error", str(error)))
         else:
-            self.was_closed_on = True
+            self.retries.was_closed_on = True
             self._context.suspect(attempt.worker)
             # An engine need not wait for a body that does not come.
             self._try_another(attempt.worker, error, engine_ok=False if self._upload.over else None)
 
     def _try_later(self, status: int) -> None:
         """An engine has too much to do: another one is asked after a pause."""
-        context, request = self._context, self._request
-        context.counters.count_retry(f"status_{status}")
-        pause_ms = context.settings.retry.backoff_ms(request.attempt - 1, request.entropy)
-        self._backoff = context.loop.call_later(pause_ms / 1000, self._place_again)
+        self._context.counters.count_retry(f"status_{status}")
+        self._awaited = self.retries
+        self.retries.pause(self._rested)
 
-    def _prepare_retry(self, worker: Worker) -> bool:
-        """Have the next decision leave `worker` out; False where there may be none."""
-        context, request, upload = self._context, self._request, self._upload
-        attempts, excluded = request.attempt + 1, request.excluded | {worker}
-        if (
-            attempts > context.settings.retry.max_retries
-            or not upload.replayable
-            or not context.dispatcher.can_dispatch(request, excluded, worker.role)
-        ):
-            return False
-        request.attempt, request.excluded = attempts, excluded
-        if upload.over:  # the policy in use now may read it, though the one at the head did not
-            request.body = upload.whole()
-        return True
+    def _rested(self) -> None:
+        self._awaited = None
+        self._or_fail(self._choose)
 
     def _overloaded(self, response: ResponseHead, *, complete: bool) -> bool:
         """Whether an answer that says "not now" is not passed on: another worker is asked."""
         attempt = self._attempt
         assert attempt is not None, "an answer comes from a worker"
-        if not self._prepare_retry(attempt.worker):
+        if not self.retries.prepare(attempt.worker):
             return False
         status, keep = response.status, complete and response.keep_alive and self._upload.over
         self._give_back(f"answered {status}", speaks_for_engine(status), keep=keep)
@@ -315,7 +314,7 @@ class Exchange(RequestHandler):
             self._answered(answer, reusable=False)
         elif answer is not None or attempt.engine.heard:
             self._broken(str(error))
-        elif attempt.closed_idle() and self._upload.replayable and not self.was_closed_on:
+        elif attempt.closed_idle() and self._upload.replayable and not self.retries.was_closed_on:
             # An engine closes its kept connections when it likes, also just now: that says
             # nothing of the worker, and the request has hardly been read.
             attempt.redial()
@@ -348,11 +347,11 @@ class Exchange(RequestHandler):
         if self._deadlines is None:
             self._deadlines = Deadlines(self._context.settings, self._started_at, now)
         held, answering = self._client.reading.held != 0, self._answer is not None
-        error = self._deadlines.missed(now, self._upload, self._awaited(), answering, held)
+        error = self._deadlines.missed(now, self._upload, self._whose_turn(), answering, held)
         if error is not None:  # never tried again: the engine may be generating
             self._fail(error, close=error.status == 408)
 
-    def _awaited(self) -> Attempt | None:
+    def _whose_turn(self) -> Attempt | None:
         """Whose engine's turn it is."""
         return self._attempt
 
@@ -381,9 +380,6 @@ class Exchange(RequestHandler):
         """Stop everything that is under way."""
         context, reading = self._context, self._client.reading
         context.requests.discard(self)
-        if self._backoff is not None:
-            self._backoff.cancel()
-            self._backoff = None
         if reading.held:
             reading.release(Hold.NO_ENGINE | Hold.PEER_FULL)
         self._give_back(error, engine_ok, keep=keep)
@@ -393,7 +389,10 @@ class Exchange(RequestHandler):
             context.admission.leave(self)
 
     def _give_back(self, error: str | None, engine_ok: bool | None, *, keep: bool = False) -> None:
-        """The connection and the load, where there are such."""
+        """The connection and the load, where there are such; what was awaited is no more."""
+        if self._awaited is not None:
+            self._awaited.give_up()
+            self._awaited = None
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.finish(error, engine_ok, keep=keep)

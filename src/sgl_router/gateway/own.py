@@ -2,18 +2,25 @@
 
 import asyncio
 import logging
+import re
 from urllib.parse import unquote
 
 from sgl_router.errors import ProtocolError, RequestError
 from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
 from sgl_router.gateway.handler import ClientSide, RequestHandler
-from sgl_router.gateway.replies import payload_too_large, refuse, reply, request_id_of
+from sgl_router.gateway.replies import refuse, reply, request_id_of
 from sgl_router.http1.request import RequestHead
+from sgl_router.wasm.module import MAX_MODULE_BYTES
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of a request that the router answers itself; the control plane's are a few hundred."""
+
+MAX_UPLOAD_BYTES = MAX_MODULE_BYTES + 256 * 1024
+"""Of a plugin that is sent: its module, and its settings in the form around it."""
+
+_UPLOAD_PATH = re.compile(r"/plugins/[^/]+")
 
 _FRAMING = frozenset({b"connection", b"content-length", b"content-type", b"transfer-encoding"})
 
@@ -34,6 +41,7 @@ class OwnAnswer(RequestHandler):
         self._head = head
         self._app = app
         self._error = error
+        self._max_bytes = max_body_bytes(head)
         self._id_line = request_id_of(head, context)[1]
         self._started_at = context.clock()
         self._body: list[bytes] = []
@@ -42,8 +50,8 @@ class OwnAnswer(RequestHandler):
 
     def start(self) -> None:
         self._context.requests.add(self)
-        if self._error is None and (self._head.content_length or 0) > MAX_BODY_BYTES:
-            self._error = payload_too_large(MAX_BODY_BYTES)
+        if self._error is None and (self._head.content_length or 0) > self._max_bytes:
+            self._error = _too_large(self._max_bytes)
         if self._error is not None:
             self._refuse(self._error, close=self._head.expects_continue)
         elif self._head.expects_continue:
@@ -52,8 +60,8 @@ class OwnAnswer(RequestHandler):
     def on_read(self, data: bytes, *, over: bool) -> None:
         self._body.append(data)
         self._received += len(data)
-        if self._received > MAX_BODY_BYTES:
-            self._refuse(payload_too_large(MAX_BODY_BYTES))
+        if self._received > self._max_bytes:
+            self._refuse(_too_large(self._max_bytes))
         elif over:
             self._task = self._context.loop.create_task(self._run())
 
@@ -126,3 +134,14 @@ class OwnAnswer(RequestHandler):
         self._context.counters.count_error(error.code)
         self._context.requests.discard(self)
         refuse(self._context, self._client, self._head, error, self._id_line, close=close)
+
+
+def max_body_bytes(head: RequestHead) -> int:
+    """How large a body may be that is not for an engine: a plugin's module is the one large one."""
+    upload = head.method == b"PUT" and _UPLOAD_PATH.fullmatch(head.path) is not None
+    return MAX_UPLOAD_BYTES if upload else MAX_BODY_BYTES
+
+
+def _too_large(limit: int) -> RequestError:
+    message = f"the request's body is larger than {limit:,} bytes, the most that is taken here"
+    return RequestError(413, "request_body_too_large", message)

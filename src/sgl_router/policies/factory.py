@@ -12,8 +12,10 @@ from sgl_router.policies.cache_aware import CacheAware
 from sgl_router.policies.least_load import LeastLoad
 from sgl_router.policies.manual import Manual
 from sgl_router.policies.waiting import fresh_ms
+from sgl_router.wasm.artifacts import default_cache_folder
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.registry import WasmPolicyRegistry
+from sgl_router.wasm.runtime import RuntimeOptions
 
 _PREFIX = "wasm:"
 
@@ -49,9 +51,15 @@ class PolicyFactory:
 
     Args:
         options: the built-in policies' settings.
+        runtime: how plugins are compiled; by default in processes of their own, and kept on disk.
+
+    Attributes:
+        plugins: the loaded ones, and how they are swapped.
     """
 
-    def __init__(self, options: PolicyOptions | None = None) -> None:
+    def __init__(
+        self, options: PolicyOptions | None = None, runtime: RuntimeOptions | None = None
+    ) -> None:
         options = options or PolicyOptions()
         self._builtin: dict[str, Callable[[], Policy]] = {p.name: p for p in BUILTIN_POLICIES}
         assert len(self._builtin) == len(BUILTIN_POLICIES), "no two built-ins share a name"
@@ -65,14 +73,15 @@ class PolicyFactory:
         fresh = fresh_ms(options.engine_metrics_interval_secs)
         self._builtin[PowerOfTwo.name] = partial(PowerOfTwo, fresh)
         self._builtin[LeastLoad.name] = partial(LeastLoad, fresh)
-        self._wasm = WasmPolicyRegistry(reserved_names=self._builtin)
+        runtime = runtime or RuntimeOptions(cache_folder=default_cache_folder())
+        self.plugins = WasmPolicyRegistry(self._builtin, runtime)
 
     async def load_wasm_plugin(self, config: WasmPolicyConfig) -> None:
         """Check, compile, instantiate and test the plugin, off the event loop.
 
         Raises PluginRefused with every reason found; a plugin of that name stays as it was.
         """
-        await self._wasm.load(config)
+        await self.plugins.load(config)
 
     def create_by_name(self, name: str) -> Policy | None:
         """The policy of that name, or None where there is none.
@@ -82,18 +91,18 @@ class PolicyFactory:
         """
         if name in self._builtin:
             return self._builtin[name]()
-        return self._wasm.get(name.removeprefix(_PREFIX))
+        return self.plugins.get(name.removeprefix(_PREFIX))
 
     def list_wasm_plugins(self) -> list[str]:
         """The names of the loaded plugins, in the order in which they were loaded."""
-        return self._wasm.names()
+        return self.plugins.names()
 
     def unload_wasm_plugin(self, name: str) -> bool:
         """Forget the plugin; False where none of that name is loaded.
 
         A router that still decides by it goes on doing so until it is given another policy.
         """
-        return self._wasm.unload(name)
+        return self.plugins.unload(name)
 
     def list_builtin_policies(self) -> list[str]:
         """The names that are always there."""
@@ -101,4 +110,4 @@ class PolicyFactory:
 
     def close(self) -> None:
         """Unload every plugin and stop the clock that bounds them."""
-        self._wasm.close()
+        self.plugins.close()

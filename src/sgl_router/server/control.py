@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from sgl_router.admin.control import AdminSettings, ControlPlane
+from sgl_router.admin.plugin_control import PluginControl
 from sgl_router.config import RouterConfig
 from sgl_router.core.worker import Health, Role, Worker
 from sgl_router.gateway.checks import HealthChecks
@@ -20,6 +21,8 @@ def control_plane(
     fetcher: Fetcher,
     checks: HealthChecks | None,
     telemetry: Telemetry,
+    *,
+    plugins: PluginControl,
 ) -> ControlPlane:
     """What `admin` needs, from what serves."""
     registry = context.dispatcher.registry
@@ -63,6 +66,7 @@ def control_plane(
         render_metrics=partial(metrics_page, telemetry),
         running_on=partial(running_on, context),
         cache_flushed=context.dispatcher.forget_prefixes,
+        plugins=plugins,
         settings=_settings(config),
     )
 

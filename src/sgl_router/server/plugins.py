@@ -1,12 +1,13 @@
 """Which plugins the settings name."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sgl_router.config import RouterConfig
 from sgl_router.config.refused import REFUSED_POLICIES
-from sgl_router.errors import ConfigError
+from sgl_router.errors import ConfigError, PluginRefused
 from sgl_router.policies import WasmPolicyConfig, shipped_plugins
 
 _PLUGIN_OPTIONS = [field.name for field in fields(WasmPolicyConfig) if field.name != "name"]
@@ -17,8 +18,8 @@ def policy_name(policy: str) -> str:
     return Path(policy).stem if policy.endswith(".wasm") else policy
 
 
-def plugins_to_load(config: RouterConfig) -> list[WasmPolicyConfig]:
-    """Each plugin that the settings name, once.
+def plugins_to_load(config: RouterConfig, known: Collection[str] = ()) -> list[WasmPolicyConfig]:
+    """Each plugin that the settings name, once, but for those that are known from elsewhere.
 
     Raises ConfigError, for a policy that only other routers have too.
     """
@@ -39,7 +40,7 @@ def plugins_to_load(config: RouterConfig) -> list[WasmPolicyConfig]:
     wanted = {*(policy.removeprefix("wasm:") for policy in policies), *(settings or {})}
     for name in sorted(wanted & shipped.keys() - paths.keys()):
         paths[name] = shipped[name]
-    unknown = sorted((settings or {}).keys() - paths.keys())
+    unknown = sorted((settings or {}).keys() - paths.keys() - set(known))
     if unknown:
         raise ConfigError(
             f"plugin_config names {', '.join(map(repr, unknown))}, which is not loaded; add "
@@ -65,3 +66,17 @@ def plugin_settings(config: RouterConfig, name: str, path: str | Path) -> WasmPo
             f"{', '.join(_PLUGIN_OPTIONS)} (option --plugin-config)"
         )
     return WasmPolicyConfig(**{**options, "module_path": str(path), "name": name})
+
+
+def known_settings(name: str, path: str, settings: Mapping[str, Any]) -> WasmPolicyConfig:
+    """The same for settings that came with a plugin. Raises PluginRefused."""
+    known = [option for option in _PLUGIN_OPTIONS if option != "module_path"]
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise PluginRefused(
+            name, [f"there is no setting {key!a:.80}; known: {', '.join(known)}" for key in unknown]
+        )
+    given = dict(settings)
+    if isinstance(given.get("allowed_syscalls"), list):
+        given["allowed_syscalls"] = tuple(given["allowed_syscalls"])
+    return WasmPolicyConfig(**given, module_path=path, name=name)

@@ -5,24 +5,41 @@ import gc
 import logging
 import resource
 import signal
-from collections.abc import Coroutine
+import sys
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import uvloop
 
 from sgl_router.admin.workers import doubt
 from sgl_router.config import RouterConfig
+from sgl_router.errors import RouterError
 from sgl_router.server.router import RouterServer
 
 _T = TypeVar("_T")
 
+RELOADED = frozenset({"policy", "prefill_policy", "decode_policy", "plugin", "plugin_config"})
+"""The settings that are taken over while the router runs."""
+
+SWITCH_SECS = 0.000_5
+"""How long another thread may keep the GIL that the event loop waits for (Python: 5 ms). A plugin
+on its own thread that makes one system call after the other wants it all the time."""
+
 _log = logging.getLogger(__name__)
 
 
-def run(config: RouterConfig) -> int:
-    """Serve until SIGTERM, SIGINT or SIGHUP; returns the process's exit status."""
+def run(config: RouterConfig, read_again: Callable[[], RouterConfig]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the process's exit status.
+
+    At SIGHUP, what the settings say of plugins and policies is taken over.
+
+    Args:
+        config: the settings.
+        read_again: reads them again from where they come from. Raises ConfigError.
+    """
     _allow_descriptors()
-    return run_loop(_serve(config))
+    sys.setswitchinterval(SWITCH_SECS)
+    return run_loop(_serve(config, read_again))
 
 
 def run_loop(main: Coroutine[Any, Any, _T]) -> _T:
@@ -30,17 +47,15 @@ def run_loop(main: Coroutine[Any, Any, _T]) -> _T:
     return uvloop.run(main)
 
 
-async def _serve(config: RouterConfig) -> int:
+async def _serve(config: RouterConfig, read_again: Callable[[], RouterConfig]) -> int:
     server = RouterServer(config)
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    stopping, hung_up = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    try:
-        await server.start()
-    except BaseException:
-        await server.stop(0)
-        raise
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    if not await _started(server, stopping):
+        return 0
     for said in filter(None, map(doubt, server.registry)):
         _log.warning("%s", said)
     if not len(server.registry):
@@ -54,7 +69,9 @@ async def _serve(config: RouterConfig) -> int:
         config.policy,
     )
     _spare_collections()
+    reloading = asyncio.create_task(_reload(server, config, read_again, hung_up))
     await stopping.wait()
+    reloading.cancel()
     _log.info("stopping; requests under way have %g s", config.shutdown_grace_period_secs)
     stopping.clear()
     drained = asyncio.create_task(server.stop())
@@ -64,8 +81,49 @@ async def _serve(config: RouterConfig) -> int:
     if not drained.done():
         _log.warning("stopped at once: asked a second time")
         drained.cancel()
+        server.factory.close()  # the loop's threads are waited for, and may be compiling
         return 1
     return 0 if drained.result() else 1
+
+
+async def _started(server: RouterServer, stopping: asyncio.Event) -> bool:
+    """Start, which compiles plugins; False where it was given up, for it is to stop already."""
+    starting = asyncio.create_task(server.start())
+    asked = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    started = starting.done()
+    if started and starting.exception() is None:
+        return True
+    starting.cancel()
+    await asyncio.wait({starting})
+    await server.stop(0)
+    if started:
+        await starting  # raises
+    _log.info("stopped before it had started")
+    return False
+
+
+async def _reload(
+    server: RouterServer,
+    config: RouterConfig,
+    read_again: Callable[[], RouterConfig],
+    hung_up: asyncio.Event,
+) -> None:
+    """Take changed settings over, whenever that is asked for."""
+    while await hung_up.wait():
+        hung_up.clear()
+        try:
+            after = await asyncio.to_thread(read_again)
+            await server.reload(after)
+        except RouterError as error:
+            _log.error("the settings were read again and not taken over: %s", error)
+            continue
+        names = RouterConfig.model_fields.keys() - RELOADED
+        others = sorted(name for name in names if getattr(config, name) != getattr(after, name))
+        _log.info("the settings of plugins and policies were read again")
+        if others:
+            _log.warning("changed, but taken over at a restart only: %s", ", ".join(others))
 
 
 def _allow_descriptors() -> None:

@@ -14,9 +14,10 @@ from sgl_router.admin.app import create_app
 from sgl_router.config import RouterConfig
 from sgl_router.core.admission import Admission
 from sgl_router.core.breaker import BreakerSettings, BreakerTable
-from sgl_router.core.dispatch import Decision, Dispatcher
+from sgl_router.core.decision import Decision
+from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.health import HealthTable, HealthThresholds
-from sgl_router.core.policy import Outcome, Policy
+from sgl_router.core.policy import Outcome
 from sgl_router.core.prefix_index import PrefixIndex
 from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.retry import RetrySettings
@@ -32,12 +33,14 @@ from sgl_router.gateway.fetch import Fetcher
 from sgl_router.gateway.gateway import Gateway
 from sgl_router.gateway.pool import ConnectionPool
 from sgl_router.gateway.request_id import RequestIds
-from sgl_router.policies import PolicyFactory, PolicyOptions, shipped_plugins
+from sgl_router.policies import PolicyFactory, PolicyOptions
 from sgl_router.server import tls
 from sgl_router.server.control import control_plane, metrics_app, needed_roles
-from sgl_router.server.plugins import plugin_settings, plugins_to_load, policy_name
+from sgl_router.server.plugin_keeping import default_store
+from sgl_router.server.plugin_manager import PluginManager
 from sgl_router.telemetry.gauges import Sources
 from sgl_router.telemetry.metrics import Telemetry
+from sgl_router.wasm.store import default_store_folder
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class RouterServer:
 
     Attributes:
         factory: the policies.
+        plugins: the plugins among them, and which policies are in use.
         registry: the workers.
         port: what it listens on, once started.
         admin_port, prometheus_port: likewise, where there are such.
@@ -77,6 +81,9 @@ class RouterServer:
                 engine_metrics_interval_secs=config.engine_metrics_interval_secs,
             )
         )
+        self.plugins = PluginManager(
+            config, self.factory, default_store(config, default_store_folder())
+        )
         self.registry = WorkerRegistry()
         _add_workers(self.registry, config)
         self.port = config.port
@@ -84,20 +91,16 @@ class RouterServer:
         self.prometheus_port: int | None = None
         self._gateway: Gateway | None = None
         self._dispatcher: Dispatcher | None = None
-        self._stops: list[Callable[[], Awaitable[None]]] = []
+        self._stops: list[Callable[[], Awaitable[None]]] = [self.plugins.stop]
 
     async def start(self) -> None:
         """Load the plugins and listen.
 
         Raises ConfigError or PluginRefused where the settings cannot be used.
         """
-        config = self._config
-        for plugin in plugins_to_load(config):
-            await self.factory.load_wasm_plugin(plugin)
+        await self.plugins.load_all()
         self._dispatcher = self._make_dispatcher()
-        if config.pd_disaggregation:
-            self._use(config.prefill_policy or config.policy, "prefill")
-            self._use(config.decode_policy or config.policy, "decode")
+        self.plugins.begin(self._dispatcher)
         await self._open(self._dispatcher)
 
     async def use_policy(self, name: str, role: Role = "regular") -> None:
@@ -105,12 +108,14 @@ class RouterServer:
 
         Raises ConfigError where there is none of that name, PluginRefused where it is not loaded.
         """
-        name = name.removeprefix("wasm:")
-        if self.factory.create_by_name(name) is None and name in shipped_plugins():
-            await self.factory.load_wasm_plugin(
-                plugin_settings(self._config, name, shipped_plugins()[name])
-            )
-        self._use(name, role)
+        await self.plugins.use(name, role)
+
+    async def reload(self, config: RouterConfig) -> None:
+        """Take over what changed settings say of plugins and policies.
+
+        Raises ConfigError or PluginRefused; what decided before goes on deciding.
+        """
+        await self.plugins.apply(config)
 
     async def stop(self, grace_secs: float | None = None) -> bool:
         """Drain and close; False where requests had to be cut off after `grace_secs`."""
@@ -124,7 +129,7 @@ class RouterServer:
 
     def _make_dispatcher(self) -> Dispatcher:
         config = self._config
-        policy, fallback = self._policies(config.policy)
+        policy, fallback = self.plugins.named(config.policy)
         breakers = None
         if not config.disable_circuit_breaker:
             breakers = BreakerTable(
@@ -181,7 +186,9 @@ class RouterServer:
             new_id=RequestIds().new,
         )
         self._gateway = Gateway(context, clients)
-        context.app = create_app(control_plane(config, context, fetcher, checks, telemetry))
+        context.app = create_app(
+            control_plane(config, context, fetcher, checks, telemetry, plugins=self.plugins)
+        )
         await self._listen_everywhere(context.app, telemetry)
         if checks is not None:
             checks.start()
@@ -211,6 +218,8 @@ class RouterServer:
                 waiting=lambda: admission.waiting if admission is not None else 0,
                 client_connections=lambda: len(clients.connections),
                 kept_connections=lambda: pool.idle,
+                plugins=self.plugins.list_plugins,
+                shadow=self.plugins.shadow,
             ),
         )
 
@@ -263,24 +272,6 @@ class RouterServer:
                 f"cannot listen on {host} port {port}: {error} (options --{prefix}host and "
                 f"--{prefix}port)"
             ) from error
-
-    def _use(self, name: str, role: Role) -> None:
-        assert self._dispatcher is not None, "started before it is changed"
-        self._dispatcher.use(*self._policies(name), role)
-
-    def _policies(self, name: str) -> tuple[Policy, Policy]:
-        """The policy of that name, and the one that decides where it fails."""
-        name = policy_name(name)
-        policy = self.factory.create_by_name(name)
-        if policy is None:
-            known = [*self.factory.list_builtin_policies(), *self.factory.list_wasm_plugins()]
-            raise ConfigError(
-                f"there is no policy {name!r}; there are {', '.join(known)}, the plugins "
-                f"{', '.join(shipped_plugins())}, or the path of a .wasm file (option --policy)"
-            )
-        fallback = self.factory.create_by_name(policy.fallback or "power_of_two")
-        assert fallback is not None, "checked when the plugin was loaded"
-        return policy, fallback
 
 
 def _add_workers(registry: WorkerRegistry, config: RouterConfig) -> None:

@@ -6,6 +6,7 @@ when somebody asks.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sgl_router.telemetry.catalogue import OTHER
 
@@ -66,6 +67,46 @@ class Tally:
         if value not in self.counts and len(self.counts) >= MAX_VALUES:
             value = OTHER
         self.counts[value] = self.counts.get(value, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    run: object
+    number: int
+    total: int
+
+
+class RunningTotals:
+    """Adds up numbers that others count and that begin at 0 again, such as those of one version.
+
+    They are known as far as they are read: what a number has grown between the last reading and
+    its beginning again is lost.
+    """
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, ...], _Read] = {}
+
+    def update(
+        self, readings: Iterable[tuple[tuple[str, ...], object, int]]
+    ) -> list[tuple[tuple[str, ...], int]]:
+        """The totals by label values, after the numbers were read again.
+
+        Args:
+            readings: label values, what the number is counted of, and the number. It has begun at 0
+                again where it is counted of something else than at the last reading, or is less.
+                Label values that are not among them are forgotten.
+        """
+        self._last = {labels: self._read(labels, run, number) for labels, run, number in readings}
+        return [(labels, read.total) for labels, read in self._last.items()]
+
+    def _read(self, labels: tuple[str, ...], run: object, number: int) -> _Read:
+        last = self._last.get(labels)
+        if last is None:
+            return _Read(run, number, number)
+        known = last.number if last.run == run and last.number <= number else 0
+        return _Read(run, number, last.total + number - known)
 
 
 def scaled(bounds: Sequence[float], per_second: int) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """Every metric of the router, each described once; `docs/metrics.md` says the same.
 
-Names end in a unit of Prometheus' (seconds, ratio, total). Bounds of buckets are seconds.
+Names end in a unit of Prometheus' (seconds, bytes, ratio, total). Bounds of buckets are seconds.
 """
 
 from dataclasses import dataclass
@@ -131,6 +131,65 @@ POLICY_FAILURES = Described(
     ("policy", "kind"),
 )
 
+# ---- plugins
+
+PLUGIN_INFO = Described(
+    "sgl_router_plugin_info",
+    "gauge",
+    "1 for each plugin that is loaded, with what is known of the version that decides.",
+    ("plugin", "version", "sha256"),
+)
+PLUGIN_QUARANTINE = Described(
+    "sgl_router_plugin_quarantine_state",
+    "gauge",
+    "The plugin's quarantine: 0 closed, it is asked; 1 open, its fallback policy decides; "
+    "2 half open, one decision tries it out.",
+    ("plugin",),
+)
+PLUGIN_OFFLOADED = Described(
+    "sgl_router_plugin_offloaded",
+    "gauge",
+    "1 where the plugin decides on a thread of its own, 0 where on the event loop.",
+    ("plugin",),
+)
+PLUGIN_WAITING = Described(
+    "sgl_router_plugin_waiting_decisions",
+    "gauge",
+    "Calls that have not come back from the plugin's thread: decisions, and outcomes that it is "
+    "told.",
+    ("plugin",),
+)
+PLUGIN_STALE = Described(
+    "sgl_router_plugin_stale",
+    "gauge",
+    "1 where the newest module or settings of the plugin's source are not in use, else 0.",
+    ("plugin",),
+)
+PLUGIN_MEMORY = Described(
+    "sgl_router_plugin_memory_bytes",
+    "gauge",
+    "Linear memory of the plugin's instance, 0 while it has none.",
+    ("plugin",),
+)
+PLUGIN_QUARANTINES = Described(
+    "sgl_router_plugin_quarantines_total",
+    "counter",
+    "Quarantines of the plugin that have begun, a failed probe not counted.",
+    ("plugin",),
+)
+PLUGIN_SWAPS = Described(
+    "sgl_router_plugin_swaps_total",
+    "counter",
+    "Times that another version of the plugin took over, back or forth.",
+    ("plugin",),
+)
+SHADOW_DECISIONS = Described(
+    "sgl_router_shadow_decisions_total",
+    "counter",
+    "Decisions that a plugin in shadow was to take, by how they compare with those in use.",
+    ("plugin", "outcome"),
+)
+
 # ---- the router as it is
 
 RUNNING = Described(
@@ -207,6 +266,8 @@ ENGINE_REPORT_TIME = Described(
 CATALOGUE: tuple[Described, ...] = (
     *(REQUESTS, WORKER_REQUESTS, DURATION, TTFT, GAP, CHUNKS, RETRIES, ERRORS, ABORTED),
     *(DECISION, POLICY_FAILURES),
+    *(PLUGIN_INFO, PLUGIN_QUARANTINE, PLUGIN_OFFLOADED, PLUGIN_WAITING, PLUGIN_STALE),
+    *(PLUGIN_MEMORY, PLUGIN_QUARANTINES, PLUGIN_SWAPS, SHADOW_DECISIONS),
     *(RUNNING, WAITING, CLIENT_CONNECTIONS, KEPT_CONNECTIONS, WORKERS),
     *(WORKER_HEALTHY, WORKER_CIRCUIT, WORKER_RUNNING, WORKER_PENDING_TOKENS, WORKER_TTFT),
     *(ENGINE_QUEUED, ENGINE_RUNNING, ENGINE_KV_USAGE, ENGINE_REPORT_TIME),

@@ -1,32 +1,38 @@
 """What is read off the router when its metrics are asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from sgl_router.core.registry import WorkerRegistry
+from sgl_router.core.shadow import ShadowReport
 from sgl_router.core.worker import Circuit, EngineMetrics, Health, Worker
 from sgl_router.telemetry import catalogue as of
 from sgl_router.telemetry.exposition import gauge
+from sgl_router.wasm.status import PluginStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the gauges that are not of workers are read, each time anew.
+    """Where all that is not of workers, and not counted here, is read each time anew.
 
     Attributes:
         running: requests that were admitted and have not ended.
         waiting: requests in the queue for admission.
         client_connections: open connections from clients.
         kept_connections: idle connections to engines.
+        plugins: those that are loaded.
+        shadow: what the shadow run has counted; None where there is none.
     """
 
     running: Callable[[], int]
     waiting: Callable[[], int]
     client_connections: Callable[[], int]
     kept_connections: Callable[[], int]
+    plugins: Callable[[], Iterable[PluginStatus]] = tuple
+    shadow: Callable[[], ShadowReport | None] = lambda: None
 
 
 _CIRCUIT_NUMBERS = {Circuit.CLOSED: 0, Circuit.OPEN: 1, Circuit.HALF_OPEN: 2}

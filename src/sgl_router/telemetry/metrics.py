@@ -1,7 +1,7 @@
 """`Telemetry`: counts what the router does, and shows it to Prometheus.
 
 A finished request costs one look-up and one tuple here; they are counted many at a time. What can
-be read when the metrics are asked for is read then (`gauges.py`).
+be read when the metrics are asked for is read then (`gauges.py`, `plugins.py`).
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.registry import Collector
 
-from sgl_router.core.dispatch import Decision
+from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.core.registry import WorkerRegistry
 from sgl_router.core.request import ENDPOINTS
@@ -22,6 +22,7 @@ from sgl_router.telemetry import catalogue as of
 from sgl_router.telemetry.accumulators import MAX_VALUES, Count, Histogram, Tally, scaled
 from sgl_router.telemetry.exposition import Labels, counter, encode, histogram
 from sgl_router.telemetry.gauges import Gauges, Sources
+from sgl_router.telemetry.plugins import Plugins
 
 _MS, _NS = 1_000, 1_000_000_000
 """To a second."""
@@ -88,7 +89,7 @@ class Telemetry(Collector):
 
     Args:
         registry: the workers; what was counted for one goes with it.
-        sources: the gauges that are not of workers.
+        sources: what is neither of workers nor counted here.
     """
 
     def __init__(self, registry: WorkerRegistry, sources: Sources) -> None:
@@ -111,6 +112,7 @@ class Telemetry(Collector):
         self._collectors = CollectorRegistry(auto_describe=True)
         self._collectors.register(self)
         self._collectors.register(Gauges(registry, sources))
+        self._collectors.register(Plugins(sources.plugins, sources.shadow))
         ProcessCollector(registry=self._collectors)
         registry.on_remove.append(self._forget)
 

@@ -23,7 +23,17 @@ _VALUE_TYPES = {
 _KINDS = ("function", "table", "memory", "global", "tag")
 
 # Far above what any toolchain emits for a policy, far below what would take long to compile.
-MAX_ENTRIES = {"types": 10_000, "imports": 1_000, "functions": 100_000, "exports": 10_000}
+MAX_ENTRIES = {
+    "types": 10_000,
+    "imports": 1_000,
+    "functions": 100_000,
+    "exports": 10_000,
+    "globals": 10_000,  # kept outside of the memory that is limited, for each instance
+    "data segments": 100_000,
+}
+
+_I32_CONST, _GLOBAL_GET, _END = 0x41, 0x23, 0x0B
+_ARITHMETIC = (0x6A, 0x6B, 0x6C)  # i32.add, sub, mul: extended constant expressions
 
 
 class MalformedModule(Exception):
@@ -59,6 +69,7 @@ class ModuleInfo:
         exports: name -> (kind, index in the index space of that kind).
         functions: the signature of each function, the imported ones first.
         memories, tables: the module's own and the imported ones.
+        data: (offset, size) of each segment that instantiating puts at a constant place.
         custom_sections: name -> content; of several with one name, the first.
     """
 
@@ -67,6 +78,7 @@ class ModuleInfo:
     functions: list[FuncSignature] = field(default_factory=list)
     memories: list[Limits] = field(default_factory=list)
     tables: list[Limits] = field(default_factory=list)
+    data: list[tuple[int, int]] = field(default_factory=list)
     custom_sections: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -98,6 +110,15 @@ class _Reader:
             if byte < 0x80:
                 return value
         raise MalformedModule(f"a number at byte {self.pos} is too long")
+
+    def s32(self) -> int:
+        """A signed number, as the unsigned one of the same 32 bits."""
+        start = self.pos
+        value = self._leb128(5)
+        bits = 7 * (self.pos - start)
+        if value >> (bits - 1):
+            value -= 1 << bits
+        return value & 0xFFFFFFFF
 
     def take(self, size: int) -> bytes:
         if size > self.end - self.pos:
@@ -161,19 +182,18 @@ def _read_section(
             for _ in range(body.count("imports")):
                 _read_import(body, info, types)
         case 3:
-            for _ in range(body.count("functions")):
-                info.functions.append(_type_at(types, body.u32()))
+            info.functions += [_type_at(types, body.u32()) for _ in range(body.count("functions"))]
         case 4:
-            for _ in range(min(body.u32(), body.end)):
-                body.byte()
-                info.tables.append(body.limits())
+            info.tables += [_table(body) for _ in range(min(body.u32(), body.end))]
         case 5:
-            for _ in range(min(body.u32(), body.end)):
-                info.memories.append(body.limits())
+            info.memories += [body.limits() for _ in range(min(body.u32(), body.end))]
+        case 6:
+            body.count("globals")
         case 7:
-            for _ in range(body.count("exports")):
-                name = body.name()
-                info.exports[name] = (_kind(body.byte()), body.u32())
+            info.exports |= dict(_export(body) for _ in range(body.count("exports")))
+        case 11:
+            for _ in range(body.count("data segments")):
+                _read_data(body, info)
 
 
 def _func_type(body: _Reader) -> FuncSignature:
@@ -192,8 +212,7 @@ def _read_import(body: _Reader, info: ModuleInfo, types: list[FuncSignature]) ->
         case "function":
             info.functions.append(_type_at(types, body.u32()))
         case "table":
-            body.byte()
-            info.tables.append(body.limits())
+            info.tables.append(_table(body))
         case "memory":
             info.memories.append(body.limits())
         case "global":
@@ -203,6 +222,44 @@ def _read_import(body: _Reader, info: ModuleInfo, types: list[FuncSignature]) ->
             body.byte()
             body.u32()
     info.imports.append((module, name, kind))
+
+
+def _table(body: _Reader) -> Limits:
+    body.byte()  # the type of its elements
+    return body.limits()
+
+
+def _export(body: _Reader) -> tuple[str, tuple[str, int]]:
+    return body.name(), (_kind(body.byte()), body.u32())
+
+
+def _read_data(body: _Reader, info: ModuleInfo) -> None:
+    kind = body.u32()  # 0: active, 1: passive, 2: active in the memory that is named
+    if kind > 2:
+        raise MalformedModule(f"a data segment of unknown kind {kind:#x}")
+    if kind == 2:
+        body.u32()
+    offset = None if kind == 1 else _offset(body)
+    size = body.u32()
+    body.take(size)
+    if offset is not None:
+        info.data.append((offset, size))
+
+
+def _offset(body: _Reader) -> int | None:
+    """The value of a constant expression of type i32; None where it has to be computed."""
+    steps = 0
+    value = None
+    while (code := body.byte()) != _END:
+        steps += 1
+        if code == _I32_CONST:
+            value = body.s32()
+        elif code == _GLOBAL_GET:
+            body.u32()
+            value = None
+        elif code not in _ARITHMETIC:
+            raise MalformedModule(f"an offset of a data segment with the instruction {code:#x}")
+    return value if steps == 1 else None
 
 
 def _kind(code: int) -> str:

@@ -1,38 +1,33 @@
-"""The clock that bounds guests: a timer of the system's, advancing an engine's epoch.
+"""The clock that bounds guests: a timer of the system's for each thread that calls any.
 
-The obvious clock is a Python thread that sleeps and calls `increment_epoch`. But each time it
-wakes it needs the GIL, and while it waits for it, every foreign call that the event loop makes
-hands the GIL over and takes it back through the kernel: measured on the proxy's hot path, a
-thread that woke every millisecond made a request with a plugin cost half as much again. So the
-timer calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD): no Python runs for a tick, and
-ticks are exact however busy the interpreter is. A forked child has no such timer.
+wasmtime ends a call by an epoch: a number of the engine's that compiled code compares, now and
+then, with the deadline of its store. The obvious way to advance it is a Python thread that does so
+every millisecond; but each time it wakes it needs the GIL, and while it waits for it, every foreign
+call that the event loop makes hands the GIL over and takes it back through the kernel. So the timer
+calls wasmtime itself (POSIX `timer_create` with SIGEV_THREAD), and it does so once, when a call
+should have ended: calls that end before cost a few comparisons.
 
-The C library makes a short-lived thread for each tick. At a tick a millisecond that costs up to
-five percent of a core, and it says nothing where a thread cannot be made (a limit on processes) or
-comes late (a machine under load). A Python thread that looks once a second is the net below it: it
-ends a call that the timer missed.
+There is one epoch for all calls of an engine, and timers do not know of each other. So an epoch
+that has passed is only a reason to look: wasmtime then asks the thread whose call it is (`_look`),
+which goes on unless the time of that very call is up. A tick that comes too early, for another
+call, or for one that is over, does nothing.
+
+The C library makes a short-lived thread for each tick, and says nothing where it cannot (a limit on
+processes). A Python thread that looks once a second is the net below it. A forked child has no
+such timers.
 """
 
 import ctypes
 import os
 import threading
-import time
 import weakref
+from collections.abc import Callable
+from time import monotonic
 
 import wasmtime
 from wasmtime import _ffi
 
 from sgl_router.wasm.calls import advance_epoch
-
-MAX_TICK_MS = 25
-"""Each tick makes a thread: at one a millisecond that was a twentieth of what a busy router's CPU
-did. So the epoch advances as slowly as the shortest limit in use allows."""
-
-TICKS_PER_LIMIT = 4
-"""A call may take a tick longer than its limit: a quarter of it, but for limits under 4 ms."""
-
-PARK_AFTER_SECS = 35.0
-"""Longer than the longest call that is allowed, so that the clock never parks during one."""
 
 LOOK_SECS = 1.0
 """How often the watching thread looks, and how late it finds a call that should have ended."""
@@ -41,6 +36,24 @@ NEVER = float("inf")
 
 _CLOCK_MONOTONIC = 1
 _SIGEV_THREAD = 2
+_GO_ON, _END = 0, "its time is up".encode("ascii")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_timers = ctypes.PyDLL(None, use_errno=True)  # it keeps the GIL: that takes less than giving it up
+_settime = _timers["timer_settime"]
+_settime.restype = ctypes.c_int
+_new_error = _ffi.dll["wasmtime_error_new"]
+_new_error.restype = ctypes.c_size_t
+_set_callback = _ffi.dll["wasmtime_store_epoch_deadline_callback"]
+_set_callback.restype = None
+
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_size_t,  # an error, which ends the call, or 0
+    ctypes.c_void_p,  # wasmtime_context_t *
+    ctypes.c_void_p,  # what was given with the callback
+    ctypes.POINTER(ctypes.c_uint64),  # ticks to the next deadline
+    ctypes.POINTER(ctypes.c_uint8),  # how to go on: 0 is at once
+)
 
 
 class _SigEvent(ctypes.Structure):
@@ -67,137 +80,160 @@ class _TimerSpec(ctypes.Structure):
     )
 
 
-class CallTime:
-    """When the calls that one user of the clock makes, one after the other, should end.
+class CallTimer:
+    """Ends the calls that one thread makes into guests, one after the other.
 
     Attributes:
-        limit_ms: how long each may take.
-        ticks: the same in ticks of the epoch, and one more, since the one under way may end at
-            once; the clock makes them more when it begins to tick faster.
-        ends_at: the end of the one under way, by `time.monotonic`. The user sets it to `NEVER`
-            when it is over; until then the watching thread takes it for a call to be ended.
+        ends_at: when the call under way should end, by `time.monotonic`; `NEVER` between calls.
+        expired: whether the last call was ended for its time.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_limit_secs", "ends_at", "limit_ms", "ticks")
-
-    def __init__(self, clock: "EpochClock", limit_ms: int) -> None:
-        self._clock = clock
-        self._limit_secs = limit_ms / 1000
-        self.limit_ms = limit_ms
-        self.ticks = 0
-        self.ends_at = NEVER
-
-    def begin(self) -> bool:
-        """A call is about to begin: from here on the epoch advances.
-
-        False where the clock is closed, so that nothing would end the call.
-        """
-        clock = self._clock
-        clock.used_at = now = time.monotonic()
-        self.ends_at = now + self._limit_secs
-        return clock.ticking or clock.wake()
-
-
-class EpochClock:
-    """Advances the epoch of `engine` while anybody asks.
-
-    It parks when no call has begun for a while, so that an idle router sleeps.
-
-    Attributes:
-        ticking: whether it runs, or is parked or closed.
-        tick_ms: how long a tick is.
-        used_at: when a call began last, by `time.monotonic`.
-    """
+    __slots__ = ("__weakref__", "_arguments", "_engine", "_fires_at", "_spec", "ends_at", "expired")
 
     def __init__(self, engine: wasmtime.Engine) -> None:
         """Raises OSError where the system has no timer left."""
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._timer = ctypes.c_void_p()
-        address = ctypes.cast(engine.ptr(), ctypes.c_void_p).value
-        advance = ctypes.cast(_ffi.dll.wasmtime_engine_increment_epoch, ctypes.c_void_p).value
-        event = _SigEvent(value=address, notify=_SIGEV_THREAD, function=advance)
-        self._check(
-            self._libc.timer_create(
-                _CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)
-            )
+        self._engine = engine
+        self._fires_at = 0.0
+        self.ends_at = NEVER
+        self.expired = False
+        timer = ctypes.c_void_p()
+        event = _SigEvent(
+            value=ctypes.cast(engine.ptr(), ctypes.c_void_p).value,
+            notify=_SIGEV_THREAD,
+            function=ctypes.cast(_ffi.dll.wasmtime_engine_increment_epoch, ctypes.c_void_p).value,
         )
-        # A tick may be on its way when the timer is deleted: the engine stays, all ten kilobytes.
+        _check(_libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)))
+        weakref.finalize(self, _libc.timer_delete, timer).atexit = False
+        self._spec = _TimerSpec()
+        self._arguments = (
+            ctypes.c_void_p.from_param(timer.value),
+            ctypes.c_int.from_param(0),
+            ctypes.c_void_p.from_param(ctypes.addressof(self._spec)),
+            ctypes.c_void_p.from_param(None),
+        )
+
+    def begin(self, limit_secs: float) -> None:
+        """A call is about to begin; `ends_at` is to be `NEVER` again when it is over.
+
+        Its store's deadline is an epoch that has come or is the next: a timer that fires between
+        this and the call is not lost. Where it is going to fire before the call should end, but not
+        soon, it is left alone: setting it is the larger part of what this costs.
+        """
+        now = monotonic()
+        self.expired = False
+        self.ends_at = ends_at = now + limit_secs
+        if not now + limit_secs / 2 < self._fires_at <= ends_at:
+            self._fire_after(limit_secs, ends_at)
+
+    def end_now(self) -> None:
+        """End the call under way; from any thread, also from within the call."""
+        self.ends_at = 0.0
+        advance_epoch(self._engine.ptr())
+
+    def time_is_up(self) -> bool:
+        """Whether the call under way should end; it will be asked again when that may be so."""
+        now = monotonic()
+        ends_at = self.ends_at
+        if now >= ends_at:
+            self.expired = True
+            return True
+        if ends_at != NEVER:
+            self._fire_after(ends_at - now, ends_at)
+        return False
+
+    def _fire_after(self, secs: float, at: float) -> None:
+        self._fires_at = at
+        spec = self._spec
+        spec.value_secs, spec.value_ns = divmod(max(1, int(secs * 1e9)), 1_000_000_000)
+        _check(_settime(*self._arguments))
+
+
+class _Here(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self, new_timer: Callable[[], CallTimer]) -> None:
+        self.timer = new_timer()
+
+
+class EpochClock:
+    """Bounds the calls of one engine.
+
+    Args:
+        engine: whose epoch is advanced.
+
+    Attributes:
+        closed: whether it bounds nothing any more, so that nothing may be called.
+        here: its `timer` is of this thread's calls, made when first asked for, which raises OSError
+            where the system has none left.
+    """
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        # A tick may be on its way when the last timer is gone: the engine stays, all ten kilobytes.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
         self._engine = engine
-        self._calls: weakref.WeakSet[CallTime] = weakref.WeakSet()
-        self.used_at = time.monotonic()
-        self.ticking = False
-        self.tick_ms = MAX_TICK_MS
+        self._callback = _Callback(self._look)
+        self.closed = False
+        self._timers: weakref.WeakSet[CallTimer] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._set(self.tick_ms)
+        self.here = _Here(self._new_timer)
+        self._stop = threading.Event()
         self._watch = threading.Thread(target=self._run, name="wasm-clock", daemon=True)
         self._watch.start()
 
-    def call_time(self, limit_ms: int) -> CallTime:
-        """For calls of at most `limit_ms`; the clock forgets it with its last user."""
-        made = CallTime(self, limit_ms)
-        with self._lock:
-            self._calls.add(made)
-            finest = max(1, limit_ms // TICKS_PER_LIMIT)
-            if finest < self.tick_ms:
-                # A call that is under way just now ends early by this: another plugin's, and only
-                # if it takes milliseconds, while this one is being loaded.
-                self.tick_ms = finest
-                if self.ticking:
-                    self._set(finest)
-            for call in self._calls:
-                call.ticks = -(-call.limit_ms // self.tick_ms) + 1
-        return made
+    def guard(self, store: wasmtime.Store) -> None:
+        """Have the store's calls ask, at each epoch, whether they may go on.
 
-    def wake(self) -> bool:
-        """Go on ticking after having parked; False where it is closed."""
-        with self._lock:
-            if self._closed.is_set():
-                return False
-            self._set(self.tick_ms)
-            return True
+        The clock must outlive the store.
+        """
+        pointer = ctypes.cast(store.ptr(), ctypes.c_void_p)
+        _set_callback(pointer, self._callback, None, None)
+        store.set_epoch_deadline(1)
 
-    def late(self, now: float) -> list[int]:
-        """The limits, in ticks, of the calls that the timer should have ended by now."""
+    def _new_timer(self) -> CallTimer:
+        timer = CallTimer(self._engine)
         with self._lock:
-            return [call.ticks for call in self._calls if now > call.ends_at + LOOK_SECS]
+            self._timers.add(timer)
+        return timer
+
+    def late(self, now: float) -> list[CallTimer]:
+        """Whose calls should have been ended by their timers by now."""
+        with self._lock:
+            return [timer for timer in self._timers if now > timer.ends_at + LOOK_SECS]
 
     def close(self) -> None:
-        """Stop; nothing may be called any more. A second time it does nothing."""
-        if self._closed.is_set():
+        """End what is under way and stop. A second time it does nothing."""
+        if self.closed:
             return
-        self._closed.set()
+        self.closed = True
+        self._stop.set()
         self._watch.join()
         with self._lock:
-            self._set(0)
-            self._check(self._libc.timer_delete(self._timer))
+            under_way = [timer for timer in self._timers if timer.ends_at != NEVER]
+        for timer in under_way:
+            timer.end_now()
+
+    def _look(
+        self,
+        _context: int,
+        _data: int,
+        ticks: "ctypes._Pointer[ctypes.c_uint64]",
+        how: "ctypes._Pointer[ctypes.c_uint8]",
+    ) -> int:
+        """wasmtime asks whether a call of this thread may go on. Must not raise."""
+        if self.here.timer.time_is_up():
+            error: int = _new_error(_END)
+            return error
+        ticks[0] = 1
+        how[0] = _GO_ON
+        return 0
 
     def _run(self) -> None:
-        while not self._closed.wait(LOOK_SECS):
-            now = time.monotonic()
-            for ticks in self.late(now):
-                for _ in range(ticks):
-                    advance_epoch(self._engine.ptr())
-            if self.ticking and now - self.used_at > PARK_AFTER_SECS:
-                self._park()
+        while not self._stop.wait(LOOK_SECS):
+            for _ in self.late(monotonic()):
+                advance_epoch(self._engine.ptr())
 
-    def _park(self) -> None:
-        """In this order: a call that begins meanwhile either is seen here, or sees this."""
-        with self._lock:
-            self.ticking = False
-            if time.monotonic() - self.used_at > PARK_AFTER_SECS:
-                self._set(0)
-            else:
-                self.ticking = True
 
-    def _set(self, tick_ms: int) -> None:
-        interval_ns = tick_ms * 1_000_000
-        spec = _TimerSpec(interval_ns=interval_ns, value_ns=interval_ns)
-        self._check(self._libc.timer_settime(self._timer, 0, ctypes.byref(spec), None))
-        self.ticking = tick_ms > 0
-
-    def _check(self, result: int) -> None:
-        if result != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"the timer for plugins' limits: {os.strerror(number)}")
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"the timer for plugins' limits: {os.strerror(number)}")

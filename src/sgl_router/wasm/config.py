@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -13,6 +13,9 @@ MAX_EXECUTION_TIME_MS = 30_000
 MAX_MEMORY_BYTES = 100 * 1024 * 1024
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_REQUEST_TEXT_BYTES = 8 * 1024 * 1024
+MAX_INLINE_BUDGET_MS = 100
+
+Isolation = Literal["shared", "per_call"]
 
 RESERVED_NAMES = frozenset({"default", "none", "system", "wasm"})
 GIVEN_BY = "(key config of the plugin's settings: option --plugin-config, or WasmPolicyConfig)"
@@ -20,6 +23,7 @@ GIVEN_BY = "(key config of the plugin's settings: option --plugin-config, or Was
 
 _NAMED = "a plugin that is given by its path is named by its file, else by whoever loads it"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,11 @@ class WasmPolicyConfig:
         config: handed to the plugin with every decision, as JSON.
         fallback: the built-in policy that decides where the plugin fails.
         max_request_text_bytes: the request's text is cut to this for the plugin (UTF-8 bytes).
+        inline_budget_ms: what a decision may take on the event loop; one that takes longer is taken
+            again on a thread of the plugin's own, with all of `max_execution_time_ms`.
+        isolation: `shared`, one instance decides after the other; `per_call`, each decision has an
+            instance of its own, so that the guest's memory carries nothing over.
+        sha256: what the module must be, hexadecimal; None: any.
     """
 
     module_path: str
@@ -46,10 +55,18 @@ class WasmPolicyConfig:
     config: Mapping[str, Any] = field(default_factory=dict)
     fallback: str = "power_of_two"
     max_request_text_bytes: int = 32 * 1024
+    inline_budget_ms: int = 5
+    isolation: Isolation = "shared"
+    sha256: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """All of it but the name and the path: what may be said of a plugin that was sent."""
+        names = [field.name for field in fields(self) if field.name not in ("name", "module_path")]
+        return {name: getattr(self, name) for name in names}
 
     def problems(self, builtin_names: Collection[str]) -> list[str]:
         """Everything that is wrong with these settings, a sentence each."""
-        found = _name_problems(self.name, builtin_names)
+        found = name_problems(self.name, builtin_names)
         found += _range_problems(
             "max_execution_time_ms", self.max_execution_time_ms, MAX_EXECUTION_TIME_MS, "ms"
         )
@@ -59,6 +76,13 @@ class WasmPolicyConfig:
         found += _range_problems(
             "max_request_text_bytes", self.max_request_text_bytes, MAX_REQUEST_TEXT_BYTES, "bytes"
         )
+        found += _range_problems(
+            "inline_budget_ms", self.inline_budget_ms, MAX_INLINE_BUDGET_MS, "ms"
+        )
+        if self.isolation not in get_args(Isolation):
+            found.append(f"isolation is {self.isolation!r:.80}; expected shared or per_call")
+        if self.sha256 is not None and not is_digest(self.sha256):
+            found.append(f"sha256 is {self.sha256!r:.80}; expected 64 hexadecimal digits")
         found += grant_problems(self.allowed_syscalls)
         found += _config_problems(self.config)
         if not isinstance(self.fallback, str) or self.fallback not in builtin_names:
@@ -69,7 +93,11 @@ class WasmPolicyConfig:
         return found
 
 
-def _name_problems(name: object, builtin_names: Collection[str]) -> list[str]:
+def is_digest(value: object) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def name_problems(name: object, builtin_names: Collection[str]) -> list[str]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         return [f"name is {name!r:.80}; expected 1 to 64 of a-z A-Z 0-9 _ -; {_NAMED}"]
     if name in RESERVED_NAMES or name in builtin_names:

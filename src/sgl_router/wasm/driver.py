@@ -7,17 +7,25 @@ host. The two meet in the driver's own memory, the exchange, which the guest can
 in the driver would be a trap like any guest's.
 """
 
+from collections.abc import Mapping
 from importlib.resources import files
 
 import wasmtime
+from wasmtime._exportable import AsExtern
 
 from sgl_router.errors import FailureKind
 from sgl_router.wasm.abi.json_v1 import MAX_RESULT_BYTES
-from sgl_router.wasm.calls import guest_function, guest_memory
+from sgl_router.wasm.calls import Calls
 
-_PAGE_BYTES = 65_536
+PAGE_BYTES = 65_536
+Exports = Mapping[str, AsExtern]
+"""Of a guest, by their names; to ask wasmtime for them takes longer than a decision."""
+
+_LENGTH_BITS = 17
+_LENGTH = (1 << _LENGTH_BITS) - 1
 _IMPORTS = ("memory", "alloc", "dealloc", "select_worker", "on_request_complete")
 _NO_ROOM, _OUTSIDE, _ENDLESS = (2**32 - code for code in (1, 2, 3))  # -1, -2, -3 of an i32
+_FIRST_ERROR = _ENDLESS
 
 
 class GuestError(Exception):
@@ -33,31 +41,40 @@ class GuestError(Exception):
         super().__init__(f"{kind}: {detail}")
 
 
-def compile_driver(engine: wasmtime.Engine) -> wasmtime.Module:
-    """The driver, for the guests that run in this engine."""
-    text = files("sgl_router.wasm").joinpath("driver.wat").read_text("utf-8")
-    return wasmtime.Module(engine, text)
+def driver_text() -> str:
+    """The driver, as WebAssembly text."""
+    return files("sgl_router.wasm").joinpath("driver.wat").read_text("utf-8")
 
 
 class Driver:
-    """The driver of one guest; both live in one store, under its deadline and its limits."""
+    """The driver of one guest; both live in one store, under its deadline and its limits.
+
+    Attributes:
+        pages: of 64 KiB, that the guest's memory had after the last decision.
+    """
 
     def __init__(
-        self, store: wasmtime.Store, module: wasmtime.Module, guest: wasmtime.Instance
+        self,
+        store: wasmtime.Store,
+        module: wasmtime.Module,
+        exported: Exports,
+        calls: Calls,
     ) -> None:
         """Link the compiled driver to a guest's exports. Raises wasmtime.WasmtimeError."""
-        exported = guest.exports(store)
         # Where the guest does not want outcomes: a function of the same type, which is not called.
         linked = {"on_request_complete": exported["dealloc"], **exported}
         exports = wasmtime.Instance(store, module, [linked[name] for name in _IMPORTS]).exports(
             store
         )
+        memory = exported["memory"]
+        assert isinstance(memory, wasmtime.Memory), "checked when the module was read"
         self._store = store
-        self._guest_memory = exported["memory"]
+        self._guest_memory = memory
         self._exports = exports
-        self._exchange = guest_memory(store, exports, "exchange")
-        self._decide = guest_function(store, exports, "decide")
-        self._report = guest_function(store, exports, "report")
+        self._exchange = calls.memory(store, exports, "exchange")
+        self._decide = calls.function(store, exports, "decide")
+        self._report = calls.function(store, exports, "report")
+        self.pages = memory.size(store)
 
     def decide(self, payload: bytes) -> bytes:
         """One decision: input in, result out.
@@ -66,10 +83,11 @@ class Driver:
         returns a pointer that leads nowhere.
         """
         exchange = self._offer(payload)
-        length = self._decide(len(payload))
-        if length > MAX_RESULT_BYTES:
-            raise self._error(length, len(payload))
-        return bytes(exchange[:length])
+        said = self._decide(len(payload))
+        if said >= _FIRST_ERROR:
+            raise self._error(said, len(payload))
+        self.pages = said >> _LENGTH_BITS
+        return bytes(exchange[: said & _LENGTH])
 
     def report(self, payload: bytes) -> None:
         """Tell the guest how a request has ended; it must export the function. Raises the same."""
@@ -97,7 +115,7 @@ class Driver:
         exchange = self._exchange
         missing = size - len(exchange.bytes)
         try:
-            exchange.memory.grow(self._store, -(-missing // _PAGE_BYTES))
+            exchange.memory.grow(self._store, -(-missing // PAGE_BYTES))
         except wasmtime.WasmtimeError as error:
             raise GuestError("out_of_memory", f"its input has {size:,} bytes") from error
         return exchange.look()
@@ -105,7 +123,6 @@ class Driver:
     def _error(self, code: int, size: int) -> GuestError:
         """What a code of the driver's says, for an input of `size` bytes."""
         pointer = self._global("pointer")
-        assert isinstance(self._guest_memory, wasmtime.Memory), "checked when it was loaded"
         end = self._guest_memory.data_len(self._store)
         if code == _NO_ROOM and pointer == 0:
             return GuestError(

@@ -29,8 +29,9 @@
     (call $dealloc (local.get $input) (local.get $size))
     (i32.const 0))
 
-  ;; An input of $size bytes: the length of the result; -1 where the guest has no room for the
-  ;; input, -2 where the result is outside of its memory, -3 where the result has no end.
+  ;; An input of $size bytes: the length of the result, and the pages of the guest's memory above
+  ;; bit 17; -1 where the guest has no room for the input, -2 where the result is outside of its
+  ;; memory, -3 where the result has no end.
   (func (export "decide") (param $size i32) (result i32)
     (local $input i32) (local $result i32) (local $length i32) (local $readable i32)
     (local.set $input (call $put (local.get $size)))
@@ -47,7 +48,7 @@
     (call $dealloc (local.get $result) (i32.add (local.get $length) (i32.const 1)))
     (call $dealloc (local.get $input) (local.get $size))
     (global.set $decided (i32.const -1))
-    (local.get $length))
+    (i32.or (local.get $length) (i32.shl (memory.size $guest) (i32.const 17))))
 
   ;; Copies the input to where the guest wants it; 0 where it has no room.
   (func $put (param $size i32) (result i32)

@@ -1,133 +1,178 @@
 """One live instance of a plugin: calls into it, bounded and checked."""
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+import orjson
 import wasmtime
 
 from sgl_router.errors import DecisionError, FailureKind
-from sgl_router.wasm.calls import deadline_setter, guest_function
-from sgl_router.wasm.clock import NEVER
-from sgl_router.wasm.driver import Driver, GuestError
+from sgl_router.wasm.clock import NEVER, CallTimer
+from sgl_router.wasm.driver import PAGE_BYTES, Driver, GuestError
 from sgl_router.wasm.printable import printable
 from sgl_router.wasm.sandbox import Sandbox
+from sgl_router.wasm.table_driver import TableDriver
 from sgl_router.wasm.wasi import do_nothing
 
-_T = TypeVar("_T")
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 _FAILURES = (GuestError, wasmtime.Trap, wasmtime.WasmtimeError)
+
+
+WORN_SHARE = 0.75
+"""Of its memory limit: an instance that has grown past this is replaced between calls."""
 
 
 class Instance:
     """A plugin's instance, with its own memory.
 
-    After a failure, which leaves the guest in an unknown state, it is `poisoned`: to be thrown
-    away; `late_failure` is one that came after the decision had been read. A store must never be
-    used by two threads at once: an instance has one user at a time.
+    A store must never be used by two threads at once: whoever calls holds the instance's lock.
+
+    Attributes:
+        driver: what makes the calls into the guest.
+        worn_pages: of its memory, with which it has grown so much that another should take its
+            place.
+        poisoned: whether it is to be thrown away: a failure leaves a guest in an unknown state.
+        late_failure: one that came after the decision had been read.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        """Instantiate and run the module's start, `_initialize` and `init`, under one deadline.
+    def __init__(self, sandbox: Sandbox, limit_ms: float) -> None:
+        """Instantiate and run the module's start, `_initialize` and `init`, within `limit_ms`.
 
         Raises DecisionError where one of them fails.
         """
         self._sandbox = sandbox
+        self._lock = threading.Lock()
         self.poisoned = False
         self.late_failure: DecisionError | None = None
-        self._time = sandbox.runtime.clock.call_time(sandbox.config.max_execution_time_ms)
         self._host = sandbox.host if sandbox.module.imports else None
         try:
             self._store = sandbox.new_store()
-        except wasmtime.WasmtimeError as error:  # its private folder is gone
+        except wasmtime.WasmtimeError as error:  # no descriptor is left for its files
             raise self._failed("trap", printable(_last_line(error), 300)) from None
-        self._ticks = self._time.ticks
-        self._set_deadline = deadline_setter(self._store, self._ticks)
-        self._stop = deadline_setter(self._store, 0)
-        self._begin(now_ms=0, entropy=0)
-        self._driver = self._bounded(self._start, b"")
+        self._clock = sandbox.runtime.clock
+        self.driver = self.call(self._start, None, limit_ms)
+        limit_pages = sandbox.config.max_memory_bytes * WORN_SHARE / PAGE_BYTES
+        self.worn_pages = max(self.memory_bytes // PAGE_BYTES + 1, limit_pages)
 
-    def select_worker(self, payload: bytes, now_ms: int, entropy: int) -> bytes:
-        """One decision: JSON in, JSON out. Raises DecisionError."""
-        self._begin(now_ms, entropy)
+    @property
+    def memory_bytes(self) -> int:
+        """Of the guest's memory, after its start or the last decision."""
+        return self.driver.pages * PAGE_BYTES
+
+    def select_worker(
+        self, payload: bytes, now_ms: int, entropy: int, limit_ms: float | None = None
+    ) -> bytes:
+        """A decision of a plugin of the JSON ABI, within `limit_ms`, or all that it may take.
+
+        Raises DecisionError.
+        """
+        driver = self.driver
+        assert type(driver) is Driver, "made for such a plugin"
         try:
-            return self._bounded(self._driver.decide, payload)
+            return self.call(driver.decide, payload, limit_ms, now_ms, entropy)
         except DecisionError as failure:
-            result = self._driver.decided()
-            if result is None or self._exited():
+            result = driver.decided()
+            exited = self._host is not None and self._host.exit_code is not None
+            if result is None or exited:
                 raise
             # The decision had been taken; what failed after it costs the instance only.
             self.late_failure = failure.with_traceback(None)
             return result
 
-    def on_request_complete(self, payload: bytes, now_ms: int) -> None:
+    def on_request_complete(
+        self, payload: bytes, now_ms: int, limit_ms: float | None = None
+    ) -> None:
         """Tell the plugin, which must export the function, how a request has ended.
 
         Raises DecisionError.
         """
-        self._begin(now_ms, entropy=0)
-        self._bounded(self._driver.report, payload)
+        self.call(self.driver.report, payload, limit_ms, now_ms)
 
-    def _begin(self, now_ms: int, entropy: int) -> None:
-        """Set the deadline of everything that is called from here on."""
-        if not self._time.begin():
-            raise self._failed("trap", "the router has stopped: nothing would bound a call")
-        if self._host is not None:
-            self._host.begin(now_ms, entropy, self._stop)
-        if self._ticks != self._time.ticks:
-            self._ticks = self._time.ticks
-            self._set_deadline = deadline_setter(self._store, self._ticks)
-        self._set_deadline()
-
-    def _bounded(self, call: Callable[[bytes], _T], payload: bytes) -> _T:
-        """Call into the guest; every failure poisons the instance and is a DecisionError.
+    def call(
+        self,
+        function: Callable[[_A], _R],
+        argument: _A,
+        limit_ms: float | None = None,
+        now_ms: int = 0,
+        entropy: int = 0,
+    ) -> _R:
+        """Have a function call the guest; what fails is a DecisionError, and poisons the instance.
 
         The error is raised outside of the handler: one that kept the trap would keep the trap's
         frames, and with them the dead instance's memory.
         """
+        clock, host = self._clock, self._host
+        if limit_ms is None:
+            limit_ms = self._sandbox.config.max_execution_time_ms
         failure: DecisionError | None = None
-        try:
-            result = call(payload)
-        except _FAILURES as error:
-            failure = self._failure(error)
-        finally:
-            self._time.ends_at = NEVER
-            if self._host is not None:
-                self._host.stop = do_nothing
-        if self._exited():
-            assert self._host is not None, "it has let the guest exit"
+        with self._lock:
+            try:
+                timer = clock.here.timer
+            except OSError as error:
+                raise self._failed("trap", f"{error.strerror}") from None
+            if host is not None:
+                host.begin(now_ms, entropy, timer.end_now)
+            timer.begin(limit_ms / 1000)
+            try:
+                if clock.closed:  # not sooner: what begins later, closing it does not see
+                    raise self._failed("trap", "the router has stopped")
+                result = function(argument)
+            except _FAILURES as error:
+                failure = self._failure(error, timer)
+                error.__traceback__ = None  # a frame of wasmtime's may hold the error: a cycle
+            finally:
+                timer.ends_at = NEVER
+                if host is not None:
+                    host.stop = do_nothing
+        if host is not None and host.exit_code is not None:
             failure = self._failed(
-                "trap", f"called proc_exit({self._host.exit_code}); a plugin must not exit"
+                "trap", f"called proc_exit({host.exit_code}); a plugin must not exit"
             )
         if failure is None:
             return result
-        self.poisoned = True
+        self.poisoned = failure.kind != "plugin_error"
         try:
             raise failure
         finally:
             del failure  # its traceback holds this frame: a cycle
 
-    def _start(self, _payload: bytes) -> Driver:
+    def _start(self, _: None) -> Driver | TableDriver:
         sandbox, store = self._sandbox, self._store
         guest = sandbox.instantiate(store)
+        runtime = sandbox.runtime
+        exports = guest.exports(store)
         for name in ("_initialize", "init"):
             if name in sandbox.module.exports:
-                guest_function(store, guest.exports(store), name)()
-        return Driver(store, sandbox.runtime.driver, guest)
+                runtime.calls.function(store, exports, name)()
+        if sandbox.module.abi == "table_v1":
+            given = orjson.dumps(dict(sandbox.config.config))
+            return TableDriver(store, runtime.table_driver, exports, runtime.calls, config=given)
+        return Driver(store, runtime.driver, exports, runtime.calls)
 
-    def _exited(self) -> bool:
-        """Whether the guest has called `proc_exit`, whatever came of it."""
-        return self._host is not None and self._host.exit_code is not None
+    def failed(self, error: GuestError) -> DecisionError:
+        """What a guest that has broken the contract comes to; it is thrown away."""
+        self.poisoned = True
+        limit = f"; max_memory_bytes is {self._sandbox.config.max_memory_bytes:,}"
+        return self._failed(
+            error.kind, error.detail + (limit if error.kind == "out_of_memory" else "")
+        )
 
-    def _failure(self, error: GuestError | wasmtime.Trap | wasmtime.WasmtimeError) -> DecisionError:
+    def _failure(
+        self,
+        error: GuestError | wasmtime.Trap | wasmtime.WasmtimeError,
+        timer: CallTimer,
+    ) -> DecisionError:
         config = self._sandbox.config
         if isinstance(error, GuestError):
-            limit = f"; max_memory_bytes is {config.max_memory_bytes:,}"
+            return self.failed(error)
+        if timer.expired:
             return self._failed(
-                error.kind, error.detail + (limit if error.kind == "out_of_memory" else "")
+                "timeout",
+                f"ran longer than max_execution_time_ms ({config.max_execution_time_ms:,})",
             )
-        if isinstance(error, wasmtime.Trap) and error.trap_code is wasmtime.TrapCode.INTERRUPT:
-            limit = f"{config.max_execution_time_ms:,}"
-            return self._failed("timeout", f"ran longer than max_execution_time_ms ({limit})")
         return self._failed("trap", printable(_last_line(error), 300))
 
     def _failed(self, kind: FailureKind, detail: str) -> DecisionError:

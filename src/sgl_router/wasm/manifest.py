@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -14,6 +15,9 @@ from sgl_router.wasm.printable import printable, shown
 
 SECTION = "sgl-router.manifest"
 MAX_MANIFEST_BYTES = 64 * 1024
+MAX_MISMATCHES = 100
+"""Of a configuration, that are told: a schema can find thousands, each in a text of its own."""
+
 HOST_ABI = 1
 
 # What a plugin may ask for in `needs`, because each costs something to know or to send. Outcomes go
@@ -97,12 +101,12 @@ def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
 
 
 def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
-    """Where `config` does not match the plugin's schema, each with its path."""
+    """Where `config` does not match the plugin's schema, each with its path; no more than 100."""
     if manifest.config_schema is None:
         return []
     validator = Draft202012Validator(manifest.config_schema, registry=Registry())
     try:
-        errors = list(validator.iter_errors(dict(config)))
+        errors = list(islice(validator.iter_errors(dict(config)), MAX_MISMATCHES))
     except (RecursionError, ValueError) as error:  # nested too deeply, an $id that is no URI
         return [f"the config_schema in its manifest cannot be used: {printable(str(error), 200)}"]
     return [

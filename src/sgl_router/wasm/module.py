@@ -6,8 +6,9 @@ All reasons are collected, so that an author mends a plugin in one go.
 import hashlib
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sgl_router.errors import PluginRefused
 from sgl_router.wasm.binary import (
@@ -21,6 +22,10 @@ from sgl_router.wasm.config import MAX_MEMORY_BYTES, WasmPolicyConfig
 from sgl_router.wasm.grants import granted, group_of
 from sgl_router.wasm.manifest import SECTION, Manifest, config_problems, read_manifest
 from sgl_router.wasm.printable import printable
+from sgl_router.wasm.wasi_types import WASI_TYPES
+
+Abi = Literal["json_v1", "table_v1"]
+"""The contract that a module keeps; known by what it exports."""
 
 MAX_MODULE_BYTES = 4 * 1024 * 1024
 PAGE_BYTES = 65_536
@@ -28,19 +33,34 @@ TABLE_ELEMENT_BYTES = 8  # what wasmtime spends on one
 
 _NOTHING = FuncSignature((), ())
 _POINTER_AND_LENGTH = FuncSignature(("i32", "i32"), ())
-REQUIRED_EXPORTS = {
+_NUMBER_OF_POINTER_AND_LENGTH = FuncSignature(("i32", "i32"), ("i32",))
+_OF_EACH_ABI = {
     "init": _NOTHING,
     "alloc": FuncSignature(("i32",), ("i32",)),
     "dealloc": _POINTER_AND_LENGTH,
-    "select_worker": FuncSignature(("i32", "i32"), ("i32",)),
 }
-OPTIONAL_EXPORTS = {"_initialize": _NOTHING, "on_request_complete": _POINTER_AND_LENGTH}
+_DECIDES: dict[Abi, tuple[str, FuncSignature]] = {
+    "table_v1": ("sgl_table_v1_select", FuncSignature(("i32", "i32", "i32"), ("i32",))),
+    "json_v1": ("select_worker", _NUMBER_OF_POINTER_AND_LENGTH),
+}
+"""What takes a decision, and so tells the contract: the first that is exported."""
+
+_OPTIONAL = {"_initialize": _NOTHING, "on_request_complete": _POINTER_AND_LENGTH}
+_OPTIONAL_EXPORTS: dict[Abi, dict[str, FuncSignature]] = {
+    "table_v1": {**_OPTIONAL, "sgl_table_v1_configure": _NUMBER_OF_POINTER_AND_LENGTH},
+    "json_v1": _OPTIONAL,
+}
 
 _LOOKS_LIKE = (
     (b"\x7fELF", "an ELF file or a precompiled artifact"),
     (b"(module", "WebAssembly text; assemble it first, for instance with wat2wasm"),
+    (b"(component", "WebAssembly text, of a component; this router takes core modules"),
     (b"<", "an HTML or XML page"),
     (b"#!", "a script"),
+    (b"PK\x03\x04", "a zip archive (it starts with b'PK')"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"BC\xc0\xde", "LLVM bitcode; link it first"),
+    (b"version https://git-lfs", "a pointer of Git LFS; get its content with git lfs pull"),
 )
 
 
@@ -51,6 +71,7 @@ class PluginModule:
     Attributes:
         wasm: its bytes.
         digest: their SHA-256, hexadecimal.
+        abi: the contract that it keeps.
         exports: the names of those of its exports that the contract knows.
         table_elements: elements of its table at the start.
         imports: full names of the functions that it imports, all of them granted.
@@ -60,6 +81,7 @@ class PluginModule:
 
     wasm: bytes
     digest: str
+    abi: Abi
     exports: frozenset[str]
     table_elements: int
     imports: frozenset[str]
@@ -69,48 +91,74 @@ class PluginModule:
 
 def read_module(config: WasmPolicyConfig, builtin_names: Collection[str]) -> PluginModule:
     """Read and check a plugin; raises PluginRefused with every reason found."""
-    problems = config.problems(builtin_names)
-    wasm = b""
     try:
-        wasm = _read_file(config.module_path)
+        wasm = read_file(config.module_path)
     except (OSError, TypeError, ValueError) as error:
-        problems.append(f"cannot read module_path {config.module_path!r}: {error}")
+        problems = config.problems(builtin_names)
+        problems.append(f"cannot read module_path {config.module_path!r:.300}: {error}")
+        raise PluginRefused(str(config.name), problems) from error
+    return check_module(config, wasm, builtin_names)
+
+
+def read_file(path: str) -> bytes:
+    """The file's bytes, one more than allowed at most; never blocks on a FIFO or a device.
+
+    Raises OSError, TypeError or ValueError where it is not a regular file that can be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is not a regular file")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(MAX_MODULE_BYTES + 1)
+    finally:
+        os.close(fd)
+
+
+def check_module(
+    config: WasmPolicyConfig, wasm: bytes, builtin_names: Collection[str]
+) -> PluginModule:
+    """Check a plugin's settings and its module, whatever `module_path` holds.
+
+    Raises PluginRefused with every reason found.
+    """
+    problems = config.problems(builtin_names)
+    settings_are_sound = not problems
+    info = ModuleInfo()
+    if (found := _not_a_core_module(wasm)) is not None:
+        problems.append(found)
     else:
-        if (found := _not_a_core_module(wasm)) is not None:
+        try:
+            info = read_info(wasm)
+        except MalformedModule as error:
+            found = f"the module is malformed: {error}"
             problems.append(found)
+    digest = hashlib.sha256(wasm).hexdigest()
+    if len(wasm) <= MAX_MODULE_BYTES:  # else there are bytes that were not read
+        problems += _digest_problems(digest, config.sha256)
+    if found is not None:
+        raise PluginRefused(str(config.name), problems)
+    grants = _grants_of(config.allowed_syscalls)
+    abi = _abi_of(info)
+    manifest, of_manifest = _read_manifest(info)
+    problems += of_manifest
+    problems += _import_problems(info, grants)
+    problems += _export_problems(info, abi)
+    problems += _memory_problems(info, config.max_memory_bytes)
+    if settings_are_sound and not of_manifest:
+        problems += config_problems(manifest, config.config)
     if problems:
         raise PluginRefused(str(config.name), problems)
-    try:
-        info = read_info(wasm)
-    except MalformedModule as error:
-        raise PluginRefused(config.name, [f"the module is malformed: {error}"]) from error
-    grants = granted(config.allowed_syscalls)
-    manifest, problems = _read_manifest(info)
-    problems += _import_problems(info, grants)
-    problems += _export_problems(info)
-    problems += _memory_problems(info, config)
-    if not problems:
-        problems = config_problems(manifest, config.config)
-    if problems:
-        raise PluginRefused(config.name, problems)
     return PluginModule(
         wasm=wasm,
-        digest=hashlib.sha256(wasm).hexdigest(),
-        exports=frozenset(info.exports) & (REQUIRED_EXPORTS.keys() | OPTIONAL_EXPORTS.keys()),
+        digest=digest,
+        abi=abi,
+        exports=frozenset(info.exports) & (_required(abi).keys() | _OPTIONAL_EXPORTS[abi].keys()),
         table_elements=sum(table.minimum for table in info.tables),
         imports=frozenset(f"{module}.{name}" for module, name, _ in info.imports),
         grants=grants,
         manifest=manifest,
     )
-
-
-def _read_file(path: str) -> bytes:
-    """The file's bytes, one more than allowed at most; never blocks on a FIFO or a device."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("it is not a regular file")
-        return file.read(MAX_MODULE_BYTES + 1)
 
 
 def _not_a_core_module(wasm: bytes) -> str | None:
@@ -120,7 +168,7 @@ def _not_a_core_module(wasm: bytes) -> str | None:
     if not wasm:
         return "the module's file is empty"
     if is_component(wasm):
-        return "it is a WebAssembly component; this router takes core modules (JSON ABI version 1)"
+        return "it is a WebAssembly component; this router takes core modules"
     if wasm[:4] == b"\0asm":
         return None
     head = wasm[:64].lstrip()
@@ -130,6 +178,32 @@ def _not_a_core_module(wasm: bytes) -> str | None:
     return f"it is not a WebAssembly module: it starts with {wasm[:8]!r} instead of b'\\x00asm'"
 
 
+def _digest_problems(digest: str, pinned: object) -> list[str]:
+    if pinned is None or pinned == digest or not isinstance(pinned, str):
+        return []
+    return [
+        f"the module's SHA-256 is {digest}, and the setting sha256 asks for {pinned!r:.80}; change "
+        "the setting if this is the module that is meant"
+    ]
+
+
+def _grants_of(allowed_syscalls: object) -> frozenset[str]:
+    """What is granted, also where some of it is refused."""
+    if isinstance(allowed_syscalls, str) or not isinstance(allowed_syscalls, Sequence):
+        return frozenset()
+    return granted(entry for entry in allowed_syscalls if isinstance(entry, str))
+
+
+def _abi_of(info: ModuleInfo) -> Abi:
+    """The contract; the JSON one where neither is kept."""
+    return next((abi for abi, (name, _) in _DECIDES.items() if name in info.exports), "json_v1")
+
+
+def _required(abi: Abi) -> dict[str, FuncSignature]:
+    name, signature = _DECIDES[abi]
+    return {**_OF_EACH_ABI, name: signature}
+
+
 def _read_manifest(info: ModuleInfo) -> tuple[Manifest, list[str]]:
     section = info.custom_sections.get(SECTION)
     return (Manifest(), []) if section is None else read_manifest(section)
@@ -137,28 +211,34 @@ def _read_manifest(info: ModuleInfo) -> tuple[Manifest, list[str]]:
 
 def _import_problems(info: ModuleInfo, grants: frozenset[str]) -> list[str]:
     problems = []
+    signatures = iter(info.functions)  # those of imported functions come first
     for module, name, kind in info.imports:
         full = f"{module}.{name}"
-        if kind == "function" and full in grants:
+        signature = next(signatures) if kind == "function" else None
+        expected = WASI_TYPES.get(full)
+        if signature is None:
+            remedy = "which nothing grants: only functions are imported"
+        elif expected is not None and signature != expected:
+            remedy = f"with the type {_cut(signature)}; it has the type {expected}"
+        elif full in grants:
             continue
-        group = group_of(full) if kind == "function" else None
-        remedy = (
-            f"granted by allowed_syscalls: [{group!r}]"
-            if group is not None
-            else "which nothing grants"
-        )
+        elif (group := group_of(full)) is not None:
+            remedy = f"granted by allowed_syscalls: [{group!r}]"
+        else:
+            remedy = "which nothing grants"
         problems.append(f"it imports the {kind} {printable(full, 120)}, {remedy}")
     return problems
 
 
-def _export_problems(info: ModuleInfo) -> list[str]:
-    if "sgl_table_v1_select" in info.exports and "select_worker" not in info.exports:
-        return ["it speaks the table ABI; this router takes modules of the JSON ABI version 1"]
+def _export_problems(info: ModuleInfo, abi: Abi) -> list[str]:
     problems = []
-    for name, expected in (REQUIRED_EXPORTS | OPTIONAL_EXPORTS).items():
+    required = _required(abi)
+    for name, expected in (required | _OPTIONAL_EXPORTS[abi]).items():
         if name not in info.exports:
-            if name in REQUIRED_EXPORTS:
-                problems.append(f"it does not export the function {name} {expected}")
+            if name in required:
+                problems.append(
+                    f"it does not export the function {name} {expected}{_or_else(name)}"
+                )
             continue
         kind, index = info.exports[name]
         if kind != "function":
@@ -167,28 +247,48 @@ def _export_problems(info: ModuleInfo) -> list[str]:
             problems.append(f"its export {name} is a function that does not exist")
         elif info.functions[index] != expected:
             problems.append(
-                f"its export {name} has the type {info.functions[index]}; expected {expected}"
+                f"its export {name} has the type {_cut(info.functions[index])}; expected {expected}"
             )
     return problems
 
 
-def _memory_problems(info: ModuleInfo, config: WasmPolicyConfig) -> list[str]:
+def _or_else(name: str) -> str:
+    """A module that takes no decision at all may have meant either contract."""
+    if name != _DECIDES["json_v1"][0]:
+        return ""
+    other, signature = _DECIDES["table_v1"]
+    return f", nor that of the table ABI, {other} {signature}"
+
+
+def _cut(signature: FuncSignature) -> str:
+    return printable(str(signature), 120)
+
+
+def _memory_problems(info: ModuleInfo, max_memory_bytes: object) -> list[str]:
+    problems = []
     if len(info.tables) > 1:
-        return [f"it has {len(info.tables)} tables; one is allowed"]
+        problems.append(f"it has {len(info.tables)} tables; one is allowed")
     if info.exports.get("memory", ("",))[0] != "memory":
-        return ["it does not export its memory under the name memory"]
-    if len(info.memories) != 1:
-        return [f"it has {len(info.memories)} memories; one is allowed"]
-    memory = info.memories[0]
-    if memory.shared or memory.is_64:
-        return [f"its memory is {'shared' if memory.shared else '64-bit'}; neither is allowed"]
-    needed = memory.minimum * PAGE_BYTES + sum(
-        table.minimum * TABLE_ELEMENT_BYTES for table in info.tables
-    )
-    if needed > config.max_memory_bytes:
-        return [
+        problems.append("it does not export its memory under the name memory")
+    if len(info.memories) > 1:
+        problems.append(f"it has {len(info.memories)} memories; one is allowed")
+    for memory in info.memories[:1]:
+        if memory.shared or memory.is_64:
+            what = " and ".join(["shared"] * memory.shared + ["64-bit"] * memory.is_64)
+            problems.append(f"its memory is {what}; that is not allowed")
+        elif memory.minimum == 0:
+            problems.append("its memory has no page at its start; at least one is expected")
+    start = sum(memory.minimum for memory in info.memories) * PAGE_BYTES
+    beyond = max((offset + size for offset, size in info.data if size), default=0)
+    if beyond > start and info.memories:
+        problems.append(
+            f"its data ends at byte {beyond:,}, and its memory has {start:,} bytes at its start"
+        )
+    needed = start + sum(table.minimum for table in info.tables) * TABLE_ELEMENT_BYTES
+    if isinstance(max_memory_bytes, int) and needed > max_memory_bytes:
+        problems.append(
             f"it needs {needed:,} bytes of memory at its start; max_memory_bytes is "
-            f"{config.max_memory_bytes:,}: raise it (at most {MAX_MEMORY_BYTES:,}) or link the "
+            f"{max_memory_bytes:,}: raise it (at most {MAX_MEMORY_BYTES:,}) or link the "
             "module with a smaller stack (-C link-arg=-zstack-size=65536)"
-        ]
-    return []
+        )
+    return problems

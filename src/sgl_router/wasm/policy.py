@@ -1,148 +1,176 @@
-"""`WasmPolicy`: a plugin as a policy."""
+"""`WasmPolicy`: a plugin as a policy, whichever of its versions decides."""
 
 import logging
+import weakref
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
-from sgl_router.core.policy import KNOWN_NEEDS, Outcome, Policy
-from sgl_router.core.registry import WorkerRegistry, WorkerView
+from sgl_router.core.policy import Outcome, PendingChoice, Policy
+from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
-from sgl_router.core.worker import Health, Worker
 from sgl_router.errors import DecisionError, FailureKind
-from sgl_router.wasm.abi.json_v1 import EMPTY_STATE, Answer, JsonEncoder, decode_answer
-from sgl_router.wasm.instance import Instance
-from sgl_router.wasm.sandbox import Sandbox
+from sgl_router.wasm.status import PluginStatus
+from sgl_router.wasm.version import PluginVersion
 
 _log = logging.getLogger(__name__)
 
-MAX_KEPT_ANSWERS = 1024
-MAX_KEPT_ANSWER_BYTES = 128
-"""An index alone takes some fifty bytes; a plugin has no more of them than there are workers."""
+TRIAL_DECISIONS = 100
+"""Taken by a version, after which it stands on its own: it is not rolled back any more."""
+
+TRIAL_FAILURES = 3
+"""Of a version that has not taken one decision yet: it is rolled back."""
+
+Change = Literal["swapped", "rolled_back", "rejected"]
+"""How another version took over: by a swap, by a rollback, or because the last one failed."""
 
 
 class WasmPolicy(Policy):
     """Decides by a plugin.
 
     All users of one plugin share this object, and so its instance and its state. It belongs to
-    one thread at a time: after it is loaded, to the event loop's.
+    one thread at a time: after it is loaded, to the event loop's. Each decision is taken by one
+    version from end to end.
 
     Attributes:
-        digest: SHA-256 of its module, hexadecimal.
-        version: the plugin's own, where its manifest tells it.
-        failures: how many decisions failed, by kind.
+        current: the version that decides.
+        previous: the version that a rollback returns to, or None.
+        rejected: SHA-256 of a module that failed its first decisions and was rolled back, or None.
+        stale: why the newest module or settings of its source are not in use, or None.
+        swaps: how often another version took over, back or forth.
+        on_change: told when another version has taken over.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        """Instantiate the plugin and try it out. Raises DecisionError where it fails."""
-        config, module = sandbox.config, sandbox.module
-        self.name = config.name
-        self.fallback = config.fallback
-        manifest = module.manifest
-        # The contract gives the body's model, session and length to a plugin that does not decline.
-        body = {"body"} if manifest.reads_body else set[str]()
-        self.needs = (manifest.needs & KNOWN_NEEDS) | body
-        self.digest = module.digest
-        self.version = manifest.version
-        self.failures: Counter[FailureKind] = Counter()
-        self._sandbox = sandbox
-        self._encoder = JsonEncoder(
-            config.config,
-            needs=manifest.needs,
-            reads_body=manifest.reads_body,
-            max_text_bytes=config.max_request_text_bytes,
-        )
-        self._wants_outcomes = "on_request_complete" in module.exports
-        self._state = EMPTY_STATE
-        self._answers: dict[bytes, Answer] = {}
-        self._last_now_ms = 0
-        self._instance: Instance | None = None
-        self._try_out()
-        self._instance = Instance(sandbox)  # the one tried out may have learnt from the trial
+    def __init__(self, first: PluginVersion) -> None:
+        self.name = first.config.name
+        self.previous: PluginVersion | None = None
+        self.rejected: str | None = None
+        self.stale: str | None = None
+        self.swaps = 0
+        self.on_change: list[Callable[[WasmPolicy, Change], None]] = []
+        self._pinned = False
+        self._on_trial = False
+        self._use(first)
+
+    @property
+    def failures(self) -> Counter[FailureKind]:
+        """How many decisions the current version failed to take, by kind."""
+        return self.current.failures
 
     def select_worker(self, workers: WorkerView, request: RequestView) -> int | None:
         """Ask the plugin. Raises DecisionError; the state is then as it was before."""
-        try:
-            return self._decide(workers, request)
-        except DecisionError as error:
-            self._count(error)
-            raise
+        return self.current.select_worker(workers, request)
+
+    def choose(self, workers: WorkerView, request: RequestView) -> int | PendingChoice | None:
+        """Ask the plugin, here or on its own thread. Raises DecisionError as `select_worker`."""
+        return self.current.choose(workers, request)
 
     def on_request_complete(self, outcome: Outcome) -> None:
         """Tell the plugin, where it exports the function; its failure fails nothing else."""
-        if not self._wants_outcomes:
+        self.current.on_request_complete(outcome)
+
+    def choose_aside(
+        self, workers: WorkerView, request: RequestView, most: int
+    ) -> PendingChoice | None:
+        """Ask the plugin on its own thread; `keep_aside` must have been told.
+
+        None where as many as `most` decisions wait already. Raises DecisionError.
+        """
+        return self.current.offload(workers, request, most)
+
+    def keep_aside(self, aside: bool) -> None:
+        """Whether it decides on its own thread however quick it is."""
+        self._pinned = aside
+        self.current.keep_offloaded(aside)
+
+    def swap(self, version: PluginVersion) -> None:
+        """Decide by another version from the next decision on, which takes over the state."""
+        before = self.current
+        version.take_state(before)
+        self._replace(version, "swapped")
+        _log.info("plugin %s swapped: %s decides, %s before", self.name, version, before.id)
+
+    def roll_back(self) -> bool:
+        """Return to the version before; False where there is none.
+
+        It goes on from the state in which it stopped: the other may have spoilt its own.
+        """
+        return self._return("rolled_back")
+
+    def _return(self, change: Change) -> bool:
+        version, before = self.previous, self.current
+        if version is None:
+            return False
+        version.revive()
+        self._replace(version, change)
+        _log.warning(
+            "plugin %s: rolled back from version %s to %s", self.name, before.id, version.id
+        )
+        return True
+
+    def close(self) -> None:
+        """It decides no more; what is under way ends as it is."""
+        self.current.retire()
+
+    def _replace(self, version: PluginVersion, change: Change) -> None:
+        before = self.current
+        self.previous = None if change == "rejected" else before  # what failed is not returned to
+        self._on_trial = change == "swapped"
+        self._use(version)
+        before.on_failure = None
+        before.retire()
+        self.swaps += 1
+        for told in self.on_change:
+            told(self, change)
+
+    def _use(self, version: PluginVersion) -> None:
+        self.current = version
+        self.version = version.id
+        self.needs = version.needs
+        self.fallback = version.config.fallback
+        # Not by a reference: with it, a plugin that is unloaded would be a cycle with its memory.
+        version.on_failure = partial(_tell_of_failure, weakref.ref(self))
+        self._trial_failures = 0
+        version.keep_offloaded(self._pinned)
+
+    def _on_failure(self, version: PluginVersion, error: DecisionError) -> None:
+        """Return to the version before where the new one fails from the start."""
+        if not self._on_trial or version.decisions >= TRIAL_DECISIONS:
             return
-        payload = self._encoder.encode_outcome(outcome, self._state)
-        try:
-            instance = self._live_instance()
-            instance.on_request_complete(payload, self._last_now_ms)
-        except DecisionError as error:
-            self._count(error)
-        if self._instance is not None and self._instance.poisoned:
-            self._instance = None
-
-    def _decide(self, workers: WorkerView, request: RequestView) -> int | None:
-        self._last_now_ms = now_ms = request.now_ms
-        payload = self._encoder.encode_request(workers, request, self._state)
-        instance = self._instance or self._live_instance()
-        try:
-            result = instance.select_worker(payload, now_ms, request.entropy)
-        finally:
-            if instance.poisoned:
-                self._instance = None
-        if instance.late_failure is not None:
-            self._count(instance.late_failure)
-        answer = self._answers.get(result)
-        if answer is None:
-            answer = self._read(result)
-        index, patch = answer
-        healthy = workers.healthy
-        if index is not None and not (0 <= index < len(healthy) and healthy[index]):
-            raise self._misjudged(index, workers)
-        if patch is not None:
-            self._state = self._state.merged(self.name, patch)
-        return index
-
-    def _read(self, result: bytes) -> Answer:
-        """Decode a result, once for all that are the same where it has no state."""
-        answer = decode_answer(self.name, result)
-        if (
-            answer[1] is None
-            and len(result) <= MAX_KEPT_ANSWER_BYTES
-            and len(self._answers) < MAX_KEPT_ANSWERS
-        ):
-            self._answers[result] = answer
-        return answer
-
-    def _misjudged(self, index: int, workers: WorkerView) -> DecisionError:
-        if 0 <= index < len(workers):
-            return DecisionError(
-                self.name, "unhealthy_pick", f"selected_worker is {index}: {workers[index]!r}"
+        self._trial_failures += 1
+        fails_always = not version.decisions and self._trial_failures >= TRIAL_FAILURES
+        if fails_always or not version.quarantine.asked:
+            self.rejected = version.digest
+            self.stale = (
+                f"version {version.id} failed {self._trial_failures} of its first "
+                f"{version.decisions + self._trial_failures} decisions and was rolled back; the "
+                f"last: {error.kind}: {error.detail}"
             )
-        return DecisionError(
-            self.name, "out_of_range", f"selected_worker is {index} of {len(workers)} workers"
+            self._return("rejected")
+            _log.warning("plugin %s: %s", self.name, self.stale)
+
+    def status(self, now_ms: int, in_use_as: list[str]) -> PluginStatus:
+        """What is shown of it, with what it is used for."""
+        current, previous = self.current, self.previous
+        return PluginStatus(
+            name=self.name,
+            current=current.status(),
+            previous=None if previous is None else previous.status(),
+            lane="offload" if current.offloaded else "inline",
+            waiting=current.waiting,
+            quarantine=current.quarantine.status(now_ms),
+            fallback=current.config.fallback,
+            stale=self.stale,
+            last_failure=current.last_failure,
+            swaps=self.swaps,
+            in_use_as=in_use_as,
         )
 
-    def _live_instance(self) -> Instance:
-        if self._instance is None:
-            self._instance = Instance(self._sandbox)
-        return self._instance
 
-    def _try_out(self) -> None:
-        """One decision between two made-up workers; reporting an error itself is no failure."""
-        registry = WorkerRegistry()
-        for port in (1, 2):
-            registry.add(Worker(f"http://127.0.0.1:{port}", Health.UP))
-        request = RequestView("self-test", "/v1/chat/completions")
-        try:
-            self._decide(registry.view(), request)
-        except DecisionError as error:
-            if error.kind != "plugin_error":
-                raise
-        self._state = EMPTY_STATE
-
-    def _count(self, error: DecisionError) -> None:
-        """Count a failure; the log gets the 1st, 10th, 100th … of a kind, not each."""
-        self.failures[error.kind] += 1
-        count = self.failures[error.kind]
-        if str(count).strip("0") == "1":
-            text = str(error)  # a record that is kept must not keep the error's frames
-            _log.warning("%s (failure %d of this kind)", text, count)
+def _tell_of_failure(
+    policy: weakref.ref[WasmPolicy], version: PluginVersion, error: DecisionError
+) -> None:
+    of = policy()
+    if of is not None:
+        of._on_failure(version, error)

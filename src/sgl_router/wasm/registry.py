@@ -2,63 +2,114 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Collection
+from dataclasses import replace
+from itertools import count
+from typing import Literal
+from weakref import WeakValueDictionary
 
 from sgl_router.errors import DecisionError, PluginRefused
 from sgl_router.wasm.config import WasmPolicyConfig
-from sgl_router.wasm.module import read_module
+from sgl_router.wasm.module import check_module, read_module
 from sgl_router.wasm.policy import WasmPolicy
-from sgl_router.wasm.runtime import WasmRuntime
+from sgl_router.wasm.runtime import RuntimeOptions, WasmRuntime
 from sgl_router.wasm.sandbox import Sandbox
+from sgl_router.wasm.status import PluginSource
+from sgl_router.wasm.version import PluginVersion
 
 _log = logging.getLogger(__name__)
 
 
 class WasmPolicyRegistry:
-    """Loads, lists and unloads plugins; one event loop's.
+    """Loads, swaps, lists and unloads plugins; one event loop's.
 
     Args:
         reserved_names: the built-in policies, whose names a plugin may not take.
+        options: how plugins are compiled and called.
     """
 
-    def __init__(self, reserved_names: Collection[str]) -> None:
+    def __init__(
+        self, reserved_names: Collection[str], options: RuntimeOptions | None = None
+    ) -> None:
         self._reserved_names = reserved_names
+        self._options = options or RuntimeOptions()
         self._plugins: dict[str, WasmPolicy] = {}
-        self._loading: set[str] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._numbers = count(1)
+        self._lock = threading.Lock()
         self._runtime: WasmRuntime | None = None
-        # Threads at work, under the runtime's lock; they end after a load that was given up.
-        self._building = 0
         self._closed = False
 
-    async def load(self, config: WasmPolicyConfig) -> WasmPolicy:
+    async def load(
+        self,
+        config: WasmPolicyConfig,
+        wasm: bytes | None = None,
+        source: PluginSource | None = None,
+    ) -> WasmPolicy:
         """Read, check, compile, instantiate and try out a plugin, in a thread.
 
-        Raises PluginRefused.
+        Args:
+            config: its settings.
+            wasm: its module; None: what is at `module_path`.
+            source: where it comes from; None: from the file at `module_path`.
+
+        Raises PluginRefused, also where there is a plugin of that name.
         """
         name = str(config.name)  # of any type until it has been checked
-        if name in self._plugins or name in self._loading:
+        lock = self._locks.get(name)
+        if name in self._plugins or (lock is not None and lock.locked()):
             raise PluginRefused(name, ["a plugin of this name is loaded already; unload it first"])
-        if self._closed:
-            raise PluginRefused(name, ["the router has stopped"])
-        if self._runtime is None:
-            self._runtime = WasmRuntime()
-        self._loading.add(name)
-        try:
-            policy = await asyncio.to_thread(self._build, config, self._runtime)
-        finally:
-            self._loading.discard(name)
+        policy, _ = await self.put(config, wasm, source)
+        return policy
+
+    async def put(
+        self,
+        config: WasmPolicyConfig,
+        wasm: bytes | None = None,
+        source: PluginSource | None = None,
+    ) -> tuple[WasmPolicy, Literal["loaded", "replaced", "unchanged"]]:
+        """As `load`, but a plugin of that name is replaced.
+
+        It decides from the next decision on; where that is refused, the version before stays.
+        Where neither the module nor the settings differ, nothing happens.
+        """
+        async with self.lock(str(config.name)):
+            source = source or PluginSource("file", str(config.module_path))
+            version = await self.build(config, wasm, source)
+            return self.install(version)
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """Held by whoever changes the plugin of that name."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    async def build(
+        self, config: WasmPolicyConfig, wasm: bytes | None, source: PluginSource
+    ) -> PluginVersion:
+        """A version that has been tried out, and is in use nowhere. Raises PluginRefused."""
+        return await asyncio.to_thread(self._build, config, wasm, source)
+
+    def install(
+        self, version: PluginVersion
+    ) -> tuple[WasmPolicy, Literal["loaded", "replaced", "unchanged"]]:
+        """Take a version into use. Raises PluginRefused where the router has stopped meanwhile."""
+        name = version.config.name
         if self._closed:
             raise PluginRefused(name, ["the router stopped while it was being loaded"])
-        self._plugins[name] = policy
-        version = "" if policy.version is None else f" {policy.version}"
-        _log.info(
-            "plugin %s%s loaded from %s, sha256 %s",
-            name,
-            version,
-            config.module_path,
-            policy.digest,
-        )
-        return policy
+        policy = self._plugins.get(name)
+        if policy is None:
+            policy = self._plugins[name] = WasmPolicy(version)
+            _log.info("plugin %s loaded: %s", name, version)
+            return policy, "loaded"
+        policy.stale = None
+        if same(policy.current, version):
+            policy.current.source = version.source
+            return policy, "unchanged"
+        policy.swap(version)
+        return policy, "replaced"
 
     def get(self, name: str) -> WasmPolicy | None:
         return self._plugins.get(name)
@@ -70,38 +121,47 @@ class WasmPolicyRegistry:
         """Forget a plugin; False where none of that name is loaded."""
         return self._plugins.pop(name, None) is not None
 
+    def put_back(self, policy: WasmPolicy) -> None:
+        """Take back that a plugin was unloaded."""
+        self._plugins[policy.name] = policy
+
     def close(self) -> None:
-        """Unload every plugin and stop the clock."""
+        """Unload every plugin, and end what is under way."""
         self._plugins.clear()
-        self._closed = True
-        if (runtime := self._runtime) is not None:
-            with runtime.linking:
-                self._stop_clock()
+        with self._lock:
+            self._closed = True
+            runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.close()
 
-    def _stop_clock(self) -> None:
-        """Not while a thread is at work on a plugin: an endless `init` would never be stopped."""
-        if self._runtime is not None and not self._building:
-            self._runtime.close()
-            self._runtime = None
-
-    def _begin(self, config: WasmPolicyConfig, runtime: WasmRuntime) -> None:
-        """Count this thread; not sooner: a load may be given up while it waits for a thread."""
-        with runtime.linking:
+    def _begin(self, name: str) -> WasmRuntime:
+        """Not sooner than on the thread: a load may be given up while it waits for one."""
+        with self._lock:
             if self._closed:
-                raise PluginRefused(str(config.name), ["the router has stopped"])
-            self._building += 1
+                raise PluginRefused(name, ["the router has stopped"])
+            if self._runtime is None:
+                self._runtime = WasmRuntime(self._options)
+            return self._runtime
 
-    def _build(self, config: WasmPolicyConfig, runtime: WasmRuntime) -> WasmPolicy:
-        self._begin(config, runtime)
-        try:
+    def _build(
+        self, config: WasmPolicyConfig, wasm: bytes | None, source: PluginSource
+    ) -> PluginVersion:
+        name = str(config.name)  # of any type until it has been checked
+        runtime = self._begin(name)
+        if wasm is None:
             module = read_module(config, self._reserved_names)
-            return WasmPolicy(Sandbox(module, config, runtime))
+        else:
+            module = check_module(config, wasm, self._reserved_names)
+        id = f"{module.digest[:12]}-{next(self._numbers)}"
+        try:
+            return PluginVersion(Sandbox(module, config, runtime), source, id)
         except DecisionError as error:
             raise PluginRefused(
-                config.name, [f"it fails when tried out: {error.kind}: {error.detail}"]
+                name, [f"it fails when tried out: {error.kind}: {error.detail}"]
             ) from error
-        finally:
-            with runtime.linking:
-                self._building -= 1
-                if self._closed:
-                    self._stop_clock()
+
+
+def same(one: PluginVersion, other: PluginVersion) -> bool:
+    """Whether two versions have the same module and the same settings, wherever they come from."""
+    settings = replace(one.config, module_path=other.config.module_path)
+    return one.digest == other.digest and settings == other.config

@@ -1,34 +1,34 @@
 """The wasmtime engine, and what all plugins that run in it share."""
 
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 import wasmtime
-from wasmtime import _ffi
 
+from sgl_router.wasm.artifacts import ArtifactCache
+from sgl_router.wasm.calls import Calls
 from sgl_router.wasm.clock import EpochClock
-from sgl_router.wasm.driver import compile_driver
+from sgl_router.wasm.compile import Compiler
+from sgl_router.wasm.driver import driver_text
+from sgl_router.wasm.engine import make_engine
+from sgl_router.wasm.table_driver import table_driver_text
 
-MAX_WASM_STACK_BYTES = 128 * 1024
 
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How plugins are compiled and called.
 
-def make_engine() -> wasmtime.Engine:
-    """An engine with everything off that a policy does not need."""
-    config = wasmtime.Config()
-    config.epoch_interruption = True
-    config.max_wasm_stack = MAX_WASM_STACK_BYTES
-    config.wasm_threads = False
-    config.wasm_memory64 = False
-    config.wasm_multi_memory = True  # for the driver; a plugin that has two is refused before
-    config.wasm_tail_call = False
-    config.wasm_relaxed_simd = False
-    config.wasm_exceptions = False
-    config.wasm_function_references = False
-    config.wasm_gc = False
-    # With signals a guest's fault is told from a crash by handlers of the process, and whoever
-    # installs his own after them (faulthandler does) turns the fault into the process's death.
-    # The setting is in the C API but not in wasmtime's Python classes.
-    _ffi.dll.wasmtime_config_signals_based_traps_set(config.ptr(), False)
-    return wasmtime.Engine(config)
+    Attributes:
+        in_child: whether modules are compiled in processes of their own, with limits. A module that
+            is not trusted must be; to compile in this process is quicker by a process's start.
+        cache_folder: where compiled modules are kept; None: they are not.
+        calls: how guests are called.
+    """
+
+    in_child: bool = True
+    cache_folder: Path | None = None
+    calls: type[Calls] = Calls
 
 
 class WasmRuntime:
@@ -36,18 +36,39 @@ class WasmRuntime:
 
     Attributes:
         engine: for everything that is compiled and run.
-        clock: advances the engine's epoch.
-        driver: compiled; makes the calls into each guest.
+        calls: how guests are called.
+        clock: bounds the calls.
+        driver, table_driver: compiled; they make the calls into each guest.
         linking: held while host functions are defined; wasmtime-py hands out their indexes without
             a lock of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: RuntimeOptions) -> None:
+        """Takes milliseconds."""
         self.engine = make_engine()
-        self.driver = compile_driver(self.engine)
-        self.clock = EpochClock(self.engine)
+        self.calls = options.calls()
         self.linking = threading.Lock()
+        folder = options.cache_folder
+        self._in_child = options.in_child
+        self._compiler = Compiler(self.engine, None if folder is None else ArtifactCache(folder))
+        self.driver = self._compiler.compile_own(driver_text())
+        self.table_driver = self._compiler.compile_own(table_driver_text())
+        self.clock = EpochClock(self.engine)
+
+    def compile(self, wasm: bytes, digest: str) -> wasmtime.Module:
+        """The module of checked bytes with that SHA-256.
+
+        Raises CompileError or wasmtime.WasmtimeError.
+        """
+        if self._in_child:
+            return self._compiler.compile(wasm, digest)
+        return wasmtime.Module(self.engine, wasm)
+
+    def stop_compiling(self) -> None:
+        """End what is being compiled; from any thread."""
+        self._compiler.close()
 
     def close(self) -> None:
-        """Stop the clock; nothing may be called any more."""
+        """End what is under way; nothing may be called any more."""
+        self.stop_compiling()
         self.clock.close()

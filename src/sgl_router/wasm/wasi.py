@@ -1,4 +1,4 @@
-"""WASI for plugins: a deterministic stand-in for each call but those that reach files.
+"""WASI for plugins: a deterministic stand-in for each call; `wasi_files` adds those on files.
 
 The clock is the decision's `now_ms`, randomness is seeded with its entropy, nothing sleeps, and
 arguments and environment are empty: a decision stays a function of its input. The calls and
@@ -12,27 +12,31 @@ from collections.abc import Callable
 
 import wasmtime
 
-from sgl_router.wasm.grants import GROUPS, WASI_MODULE, has_files
+from sgl_router.wasm.grants import WASI_MODULE
 from sgl_router.wasm.printable import printable
+from sgl_router.wasm.wasi_types import WASI_TYPES
 
 _log = logging.getLogger(__name__)
 
-_OK, _BADF, _FAULT, _INVAL, _IO, _SPIPE = 0, 8, 21, 28, 29, 70
+OK, BADF, FAULT, INVAL, IO, SPIPE = 0, 8, 21, 28, 29, 70
+CHARACTER_DEVICE = 2
 MAX_RANDOM_BYTES = 64 * 1024
 MAX_SUBSCRIPTIONS = 64
 MAX_IO_VECTORS = 64
 MAX_OUTPUT_BYTES = 4 * 1024  # of stdout and stderr together, for one decision
 
-_I32, _I64 = wasmtime.ValType.i32(), wasmtime.ValType.i64()
-_TYPES = {"i": _I32, "I": _I64}
-_STDIN, _STDOUT, _STDERR = range(3)
+WasiFunction = Callable[..., int | None]
+"""Of the caller's memory and its arguments, signed; returns an errno."""
+
+_VALUES = {"i32": wasmtime.ValType.i32(), "i64": wasmtime.ValType.i64()}
+STDIO = _STDIN, _STDOUT, _STDERR = range(3)
 
 
 class _OutOfBounds(Exception):
     """The guest named memory that it does not have."""
 
 
-class _Memory:
+class Memory:
     """A guest's memory during one call of the host, with every access checked."""
 
     def __init__(self, caller: wasmtime.Caller) -> None:
@@ -85,44 +89,43 @@ class WasiHost:
         self.exit_code = None
 
     def define(self, linker: wasmtime.Linker, grants: frozenset[str]) -> None:
-        """Define what is granted; calls that reach files come from wasmtime's own WASI."""
-        with_files = has_files(grants)
-        if with_files:
-            linker.allow_shadowing = True
-            linker.define_wasi()
-        for name, (signature, function) in self._functions().items():
-            shared_with_files = with_files and name in GROUPS["wasi:stdio"]
-            if f"{WASI_MODULE}.{name}" in grants and not shared_with_files:
-                results = [] if name == "proc_exit" else [_I32]
+        """Define what is granted."""
+        for name, function in self._functions().items():
+            full_name = f"{WASI_MODULE}.{name}"
+            if full_name in grants:
+                signature = WASI_TYPES[full_name]
                 linker.define_func(
                     WASI_MODULE,
                     name,
-                    wasmtime.FuncType([_TYPES[code] for code in signature], results),
-                    _never_raises(function, has_result=bool(results)),
+                    wasmtime.FuncType(
+                        [_VALUES[value] for value in signature.params],
+                        [_VALUES[value] for value in signature.results],
+                    ),
+                    _never_raises(function, has_result=bool(signature.results)),
                     access_caller=True,
                 )
 
-    def _functions(self) -> dict[str, tuple[str, Callable[..., int | None]]]:
-        """name -> (parameters, `i` for i32 and `I` for i64; implementation)"""
+    def _functions(self) -> dict[str, WasiFunction]:
+        """The implementation of each function."""
         return {
-            "clock_time_get": ("iIi", self._clock_time_get),
-            "clock_res_get": ("ii", lambda m, _id, out: m.write(out, struct.pack("<Q", 1_000_000))),
-            "poll_oneoff": ("iiii", self._poll_oneoff),
-            "sched_yield": ("", lambda _m: _OK),
-            "random_get": ("ii", self._random_get),
-            "fd_write": ("iiii", self._fd_write),
-            "fd_read": ("iiii", self._fd_read),
-            "fd_close": ("i", lambda _m, fd: _known(fd)),
-            "fd_seek": ("iIii", lambda _m, fd, *_: _known(fd) or _SPIPE),
-            "fd_fdstat_get": ("ii", self._fd_fdstat_get),
-            "fd_fdstat_set_flags": ("ii", lambda _m, fd, _flags: _known(fd)),
-            "fd_prestat_get": ("ii", lambda *_: _BADF),
-            "fd_prestat_dir_name": ("iii", lambda *_: _BADF),
-            "args_get": ("ii", lambda *_: _OK),
-            "args_sizes_get": ("ii", self._no_strings),
-            "environ_get": ("ii", lambda *_: _OK),
-            "environ_sizes_get": ("ii", self._no_strings),
-            "proc_exit": ("i", self._proc_exit),
+            "clock_time_get": self._clock_time_get,
+            "clock_res_get": lambda m, _id, out: m.write(out, struct.pack("<Q", 1_000_000)),
+            "poll_oneoff": self._poll_oneoff,
+            "sched_yield": lambda _m: OK,
+            "random_get": self._random_get,
+            "fd_write": self._fd_write,
+            "fd_read": self._fd_read,
+            "fd_close": lambda _m, fd: _known(fd),
+            "fd_seek": lambda _m, fd, *_: _known(fd) or SPIPE,
+            "fd_fdstat_get": self._fd_fdstat_get,
+            "fd_fdstat_set_flags": lambda _m, fd, _flags: _known(fd),
+            "fd_prestat_get": lambda *_: BADF,
+            "fd_prestat_dir_name": lambda *_: BADF,
+            "args_get": lambda *_: OK,
+            "args_sizes_get": self._no_strings,
+            "environ_get": lambda *_: OK,
+            "environ_sizes_get": self._no_strings,
+            "proc_exit": self._proc_exit,
         }
 
     def log_output(self, data: bytes) -> None:
@@ -132,62 +135,62 @@ class WasiHost:
         if kept:
             _log.info("plugin %s: %s", self._plugin, printable(kept.decode("utf-8", "replace")))
 
-    def _clock_time_get(self, memory: _Memory, _id: int, _precision: int, out: int) -> int:
+    def _clock_time_get(self, memory: Memory, _id: int, _precision: int, out: int) -> int:
         memory.write(out, struct.pack("<Q", self._now_ms * 1_000_000))
-        return _OK
+        return OK
 
-    def _poll_oneoff(self, memory: _Memory, subs: int, events: int, count: int, out: int) -> int:
+    def _poll_oneoff(self, memory: Memory, subs: int, events: int, count: int, out: int) -> int:
         """Every subscription is ready at once: sleeping takes no time."""
         if not 0 < count <= MAX_SUBSCRIPTIONS:
-            return _INVAL
+            return INVAL
         subscriptions = memory.read(subs, 48 * count)
         ready = b"".join(
-            struct.pack("<8sHB21x", subscriptions[i : i + 8], _OK, subscriptions[i + 8])
+            struct.pack("<8sHB21x", subscriptions[i : i + 8], OK, subscriptions[i + 8])
             for i in range(0, 48 * count, 48)
         )
         memory.write(events, ready)
         memory.write(out, struct.pack("<I", count))
-        return _OK
+        return OK
 
-    def _random_get(self, memory: _Memory, at: int, size: int) -> int:
+    def _random_get(self, memory: Memory, at: int, size: int) -> int:
         if not 0 <= size <= MAX_RANDOM_BYTES:
-            return _INVAL
+            return INVAL
         if self._random is None:
             self._random = random.Random(self._entropy)
         memory.write(at, self._random.randbytes(size))
-        return _OK
+        return OK
 
-    def _fd_write(self, memory: _Memory, fd: int, vectors: int, count: int, out: int) -> int:
+    def _fd_write(self, memory: Memory, fd: int, vectors: int, count: int, out: int) -> int:
         if fd not in (_STDOUT, _STDERR):
-            return _BADF
+            return BADF
         if not 0 <= count <= MAX_IO_VECTORS:
-            return _INVAL
+            return INVAL
         written = 0
         for at, size in struct.iter_unpack("<II", memory.read(vectors, 8 * count)):
             memory.check(at, size)
             self.log_output(memory.read(at, min(size, self._output_left)))
             written += size
         memory.write(out, struct.pack("<I", written & 0xFFFFFFFF))
-        return _OK
+        return OK
 
-    def _fd_read(self, memory: _Memory, fd: int, _vectors: int, _count: int, out: int) -> int:
+    def _fd_read(self, memory: Memory, fd: int, _vectors: int, _count: int, out: int) -> int:
         if fd != _STDIN:
-            return _BADF
+            return BADF
         memory.write(out, bytes(4))
-        return _OK
+        return OK
 
-    def _fd_fdstat_get(self, memory: _Memory, fd: int, out: int) -> int:
-        if _known(fd) != _OK:
-            return _BADF
-        memory.write(out, struct.pack("<B23x", 2))  # a character device, without any right
-        return _OK
+    def _fd_fdstat_get(self, memory: Memory, fd: int, out: int) -> int:
+        if _known(fd) != OK:
+            return BADF
+        memory.write(out, struct.pack("<B23x", CHARACTER_DEVICE))  # without any right
+        return OK
 
-    def _no_strings(self, memory: _Memory, count: int, size: int) -> int:
+    def _no_strings(self, memory: Memory, count: int, size: int) -> int:
         memory.write(count, bytes(4))
         memory.write(size, bytes(4))
-        return _OK
+        return OK
 
-    def _proc_exit(self, _memory: _Memory, code: int) -> None:
+    def _proc_exit(self, _memory: Memory, code: int) -> None:
         self.exit_code = code
         self.stop()
 
@@ -197,12 +200,10 @@ def do_nothing() -> None:
 
 
 def _known(fd: int) -> int:
-    return _OK if fd in (_STDIN, _STDOUT, _STDERR) else _BADF
+    return OK if fd in STDIO else BADF
 
 
-def _never_raises(
-    function: Callable[..., int | None], *, has_result: bool
-) -> Callable[..., int | None]:
+def _never_raises(function: WasiFunction, *, has_result: bool) -> Callable[..., int | None]:
     """A host function for wasmtime.
 
     wasmtime-py keeps what a host function raises in one variable of the process, from which it
@@ -211,12 +212,12 @@ def _never_raises(
 
     def call(caller: wasmtime.Caller, *args: int) -> int | None:
         try:
-            result = function(_Memory(caller), *args)
+            result = function(Memory(caller), *args)
         except _OutOfBounds:
-            result = _FAULT
+            result = FAULT
         except Exception:  # noqa: BLE001 (logged; and it must not reach wasmtime)
             _log.exception("a WASI call failed")
-            result = _IO
-        return (result or _OK) if has_result else None
+            result = IO
+        return (result or OK) if has_result else None
 
     return call

@@ -28,13 +28,15 @@ class PluginState:
     Attributes:
         values: decoded, to be merged into.
         encoded: the same as JSON, to be sent.
+        size: of that, in bytes.
     """
 
-    __slots__ = ("encoded", "values")
+    __slots__ = ("encoded", "size", "values")
 
     def __init__(self, values: dict[str, Any], encoded: bytes) -> None:
         self.values = values
         self.encoded = orjson.Fragment(encoded)
+        self.size = len(encoded)
 
     def merged(self, plugin: str, patch: dict[str, Any]) -> "PluginState":
         """The state with `patch` merged into it key by key; null removes a key.

@@ -1,0 +1,207 @@
+"""The offload lane: a thread of a plugin's own, for calls that take too long for the event loop.
+
+wasmtime releases the GIL while a guest runs, so that the event loop goes on meanwhile. What goes in
+and what comes out is bytes: everything else of a decision is done on the event loop.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from sgl_router.errors import DecisionError
+
+_R = TypeVar("_R")
+
+_log = logging.getLogger(__name__)
+
+MAX_WAITING = 256
+"""Calls under way and waiting: what comes on top would wait for longer than its client."""
+
+IDLE_SECS = 30.0
+"""A thread that had nothing to do for so long ends."""
+
+STACK_BYTES = 2 * 1024 * 1024
+"""Of the thread: sixteen times what a guest may use. The system's own may be much smaller."""
+
+NICENESS = 10
+"""Of the thread: where CPUs are scarce, the event loop's turn comes first."""
+
+HANGS_AFTER = 3
+HANGS_AFTER_SECS = 1.0
+"""A call may wait for its limit, and the one before it and itself may each take as long: who waits
+for three times the limit, and a second for a machine under load, waits for a thread that hangs."""
+
+_creating = threading.Lock()
+
+
+class Job(Generic[_R]):
+    """One call.
+
+    Attributes:
+        dropped: whether nobody wants its result any more; it need not be begun.
+    """
+
+    __slots__ = ("_done", "_loop", "_name", "_run", "begin_by", "dropped")
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], _R],
+        done: Callable[[_R | DecisionError | None], None],
+        wait_secs: float,
+    ) -> None:
+        """Made on the event loop.
+
+        Args:
+            name: the plugin's.
+            run: makes the call, on the lane's thread. Raises DecisionError.
+            done: told on the event loop: of what was returned or raised, of None where the call was
+                not made, for it was dropped or has waited too long.
+            wait_secs: for how long it may wait.
+        """
+        self._name = name
+        self._run = run
+        self._done = done
+        self._loop = asyncio.get_running_loop()
+        self.begin_by = time.monotonic() + wait_secs
+        self.dropped = False
+
+    def make(self) -> None:
+        """On the lane's thread."""
+        result: _R | DecisionError | None = None
+        if not self.dropped and time.monotonic() <= self.begin_by:
+            try:
+                result = self._run()
+            except DecisionError as error:
+                result = error.with_traceback(None)
+                error.__context__ = None
+            except Exception:  # noqa: BLE001 (the outermost callback of a thread)
+                _log.exception("a plugin's thread failed")
+                result = DecisionError(self._name, "trap", "the router failed; its log says why")
+        try:
+            self._loop.call_soon_threadsafe(self._done, result)
+        except RuntimeError:  # the loop is closed: nobody waits
+            _log.debug("a decision came after the event loop was closed")
+
+
+class _Waits(Generic[_R]):
+    """Whoever waits for a job; on the event loop.
+
+    A guest is ended at its limit, but a system call that it has made may hang with the disk that it
+    is for. So the thread may be lost, and who waits for it must not be.
+    """
+
+    __slots__ = ("_done", "_job", "_lane", "_timer")
+
+    def __init__(
+        self, lane: "OffloadLane", done: Callable[[_R | DecisionError | None], None]
+    ) -> None:
+        self._lane = lane
+        self._done: Callable[[_R | DecisionError | None], None] | None = done
+        self._job: Job[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, job: Job[Any], secs: float) -> None:
+        self._job = job
+        self._timer = asyncio.get_running_loop().call_later(secs, self._give_up)
+
+    def told(self, result: _R | DecisionError | None) -> None:
+        """Once; what comes after that is not wanted."""
+        done, self._done = self._done, None
+        if done is None:
+            return
+        assert self._timer is not None, "it has begun"
+        self._timer.cancel()
+        self._timer = self._job = None
+        self._lane.waiting -= 1
+        done(result)
+
+    def _give_up(self) -> None:
+        assert self._job is not None, "it has begun"
+        self._job.dropped = True
+        self.told(None)
+
+
+class OffloadLane:
+    """Makes calls one after the other. Used from the event loop; has a thread while it works.
+
+    Attributes:
+        waiting: calls that have been submitted and not been told of, the one under way included.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[Job[object] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.waiting = 0
+
+    def submit(
+        self,
+        run: Callable[[], _R],
+        done: Callable[[_R | DecisionError | None], None],
+        wait_secs: float,
+    ) -> Job[_R]:
+        """See `Job`; `done` is told once, and after some time also of a call that never ends.
+
+        Raises DecisionError where too many calls wait, or no thread can be had.
+        """
+        if self.waiting >= MAX_WAITING:
+            raise DecisionError(self._name, "timeout", f"{self.waiting} calls wait for its thread")
+        waits = _Waits(self, done)
+        job = Job(self._name, run, waits.told, wait_secs)
+        with self._lock:
+            if self._thread is None:
+                self._thread = self._start()
+            self._jobs.put(job)  # type: ignore[arg-type]  # its result goes to its own `done`
+        self.waiting += 1
+        waits.begin(job, HANGS_AFTER * wait_secs + HANGS_AFTER_SECS)
+        return job
+
+    def close(self) -> None:
+        """The thread ends after what has been submitted."""
+        with self._lock:
+            if self._thread is not None:
+                self._jobs.put(None)
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name=f"plugin-{self._name}", daemon=True)
+        with _creating:  # the size is the whole process's, for threads made from then on
+            before = threading.stack_size(STACK_BYTES)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise DecisionError(
+                    self._name, "trap", f"its thread cannot be started: {error}"
+                ) from None
+            finally:
+                threading.stack_size(before)
+        return thread
+
+    def _work(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        while True:
+            job = self._next()
+            if job is None:
+                return
+            job.make()
+            del job  # while it waits for the next, it keeps nothing alive
+
+    def _next(self) -> "Job[object] | None":
+        """None where the thread should end."""
+        while True:
+            try:
+                job = self._jobs.get(timeout=IDLE_SECS)
+            except queue.Empty:
+                job = None
+            if job is not None:
+                return job
+            with self._lock:
+                if self._jobs.empty():
+                    self._thread = None
+                    return None
