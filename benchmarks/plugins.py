@@ -5,7 +5,6 @@ Their manifest says that they need nothing and do not read the body, as the ship
 """
 
 import asyncio
-import gc
 import json
 import os
 import threading
@@ -22,6 +21,7 @@ from sgl_router.config import RouterConfig
 from sgl_router.core.decision import Decision
 from sgl_router.core.policy import Outcome
 from sgl_router.server import RouterServer
+from sgl_router.server.process import tune_interpreter
 from sgl_router.wasm.engine import make_engine
 from sgl_router.wasm.manifest import SECTION
 from sgl_router.wasm.offload import NICENESS
@@ -193,9 +193,7 @@ async def router_here(
     server = RouterServer(config, on_complete=on_complete)
     await server.start()
     try:
-        gc.collect()  # these three as in server/process.py
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 100)
+        tune_interpreter()
         yield server
     finally:
         await server.stop(1)

@@ -38,7 +38,6 @@ def run(config: RouterConfig, read_again: Callable[[], RouterConfig]) -> int:
         read_again: reads them again from where they come from. Raises ConfigError.
     """
     _allow_descriptors()
-    sys.setswitchinterval(SWITCH_SECS)
     return run_loop(_serve(config, read_again))
 
 
@@ -68,7 +67,7 @@ async def _serve(config: RouterConfig, read_again: Callable[[], RouterConfig]) -
         len(server.registry),
         config.policy,
     )
-    _spare_collections()
+    tune_interpreter()
     reloading = asyncio.create_task(_reload(server, config, read_again, hung_up))
     await stopping.wait()
     reloading.cancel()
@@ -136,8 +135,11 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _spare_collections() -> None:
-    """Collect garbage where it arises, and seldom anywhere else.
+def tune_interpreter() -> None:
+    """What the interpreter does is to hold up the event loop as little as it can.
+
+    Garbage is collected where it arises, and seldom anywhere else, and a thread that waits for the
+    GIL gets it soon (`SWITCH_SECS`).
 
     With thousands of streams under way, a full collection looks at hundreds of thousands of objects
     and stops everything for a tenth of a second; requests leave no cycles behind that it would find
@@ -146,3 +148,4 @@ def _spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
+    sys.setswitchinterval(SWITCH_SECS)
