@@ -247,7 +247,7 @@ def test_closing_ends_what_is_under_way(own: Bench, monkeypatch: pytest.MonkeyPa
     assert until(lambda: len(gate.threads) == 2)
     own.runtime.close()
     own.runtime.close()
-    assert [str(call.done()).split(":")[0] for call in calls] == ["timeout"] * 2
+    assert [str(call.done()).split(":")[0] for call in calls] == ["trap"] * 2
 
 
 def test_a_call_that_begins_while_it_is_closed_is_not_made(

@@ -30,7 +30,7 @@ def read_yaml(path: str, given_by: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path!r}: {error.strerror} ({given_by})") from error
     try:
         data = yaml.load(text, _UniqueKeys)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         # Not chained: its text quotes the file.
         raise ConfigError(f"{path!r} is not YAML: {_problem(error)} ({given_by})") from None
     if data is None:

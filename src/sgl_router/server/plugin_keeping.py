@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from sgl_router.config import RouterConfig
 from sgl_router.errors import RequestError
@@ -12,6 +13,8 @@ from sgl_router.server.policy_use import now_ms
 from sgl_router.wasm.policy import WasmPolicy
 from sgl_router.wasm.store import PluginStore, StoredPlugin, StoredVersion, StoreError
 from sgl_router.wasm.version import PluginVersion
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +43,9 @@ class PluginKeeping:
         return {plugin.name: plugin for plugin in plugins}
 
     async def read(self, version: StoredVersion) -> bytes:
-        """The module of a version that was found. Raises StoreError."""
+        """The module of a version that was found. Raises RequestError (500)."""
         assert self._store is not None, "it holds the version"
-        return await asyncio.to_thread(self._store.read_module, version.sha256)
+        return await _done(partial(self._store.read_module, version.sha256))
 
     async def keep(self, version: PluginVersion, replaces: str | None) -> None:
         """Have an uploaded version found again.
@@ -77,9 +80,9 @@ class PluginKeeping:
             await _done(partial(self._store.remove, name))
 
 
-async def _done(change: "partial[Any]") -> None:
+async def _done(work: Callable[[], _T]) -> _T:
     try:
-        await asyncio.to_thread(change)
+        return await asyncio.to_thread(work)
     except StoreError as error:
         raise RequestError(500, "plugin_store_failed", str(error)) from error
 

@@ -22,7 +22,7 @@ from sgl_router.server.watch import FileWatch
 from sgl_router.wasm.module import read_file
 from sgl_router.wasm.policy import Change, WasmPolicy
 from sgl_router.wasm.status import PluginSource, PluginStatus, PutResult
-from sgl_router.wasm.store import PluginStore, StoredPlugin, StoreError
+from sgl_router.wasm.store import PluginStore, StoredPlugin
 from sgl_router.wasm.version import PluginVersion
 
 _T = TypeVar("_T")
@@ -97,7 +97,7 @@ class PluginManager(PolicyUse):
                 name = configured_policy(config, role)
                 if name != configured_policy(before, role):
                     await self.use(name, role)
-        except RouterError:
+        except BaseException:
             self._config = before
             raise
 
@@ -285,7 +285,7 @@ class PluginManager(PolicyUse):
             wasm = await self._kept.read(stored.current)
             settings = known_settings(name, "", stored.current.settings)
             version = await self._plugins.build(settings, wasm, PluginSource("upload"))
-        except (PluginRefused, StoreError) as error:
+        except (PluginRefused, RequestError) as error:
             _log.error("the uploaded plugin %s is not loaded: %s", name, error)
         else:
             self._install(version)
@@ -330,8 +330,11 @@ class PluginManager(PolicyUse):
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and isinstance(task.exception(), RouterError):
-            _log.debug("%s", task.exception())  # told to whoever asked, if he is still there
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, RouterError):
+            _log.debug("%s", error)  # told to whoever asked, if he is still there
+        elif error is not None:
+            _log.error("a change of plugins failed", exc_info=error)
 
 
 def _source(settings: WasmPolicyConfig) -> PluginSource:

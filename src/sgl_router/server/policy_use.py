@@ -170,12 +170,19 @@ class PolicyUse:
         assert self._dispatcher is not None, "started before it is changed"
         policy, fallback = self.named(name)
         self._dispatcher.use(policy, fallback, role)
+        self._compare_anew(role)
         _log.info("policy %s decides about %s workers", policy.name, role)
 
     def _fallback_of(self, policy: Policy) -> Policy:
         fallback = self._factory.create_by_name(policy.fallback or "power_of_two")
         assert fallback is not None, "checked when the plugin was loaded"
         return fallback
+
+    def _compare_anew(self, role: Role) -> None:
+        """What was counted is of the policy in use before."""
+        run = self._shadow
+        if run is not None and run.role == role and self._candidate is not None:
+            self._compare(self._candidate, role, run.share)
 
     def _compare(self, policy: WasmPolicy, role: Role, share: float) -> None:
         assert self._dispatcher is not None, "started before it is changed"
@@ -190,6 +197,7 @@ class PolicyUse:
         for role, (used, _) in self._dispatcher.policies().items():
             if used is policy:
                 self._dispatcher.use(policy, self._fallback_of(policy), role)
+                self._compare_anew(role)
         run = self._shadow
         if run is not None and policy is self._candidate:  # what was counted is another version's
             self._compare(policy, run.role, run.share)

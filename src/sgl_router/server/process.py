@@ -118,6 +118,9 @@ async def _reload(
         except RouterError as error:
             _log.error("the settings were read again and not taken over: %s", error)
             continue
+        except Exception:  # noqa: BLE001 (whatever it is, the next signal is to be heeded)
+            _log.exception("the settings were read again and not taken over")
+            continue
         names = RouterConfig.model_fields.keys() - RELOADED
         others = sorted(name for name in names if getattr(config, name) != getattr(after, name))
         _log.info("the settings of plugins and policies were read again")

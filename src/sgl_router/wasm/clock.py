@@ -30,7 +30,7 @@ from wasmtime import _ffi
 from sgl_router.wasm.calls import advance_epoch
 
 LOOK_SECS = 1.0
-"""How often the watching thread looks, and how late it finds a call that should have ended."""
+"""How often the watching thread looks, and how late a call must be for it: together twice that."""
 
 NEVER = float("inf")
 
@@ -85,7 +85,7 @@ class CallTimer:
 
     Attributes:
         ends_at: when the call under way should end, by `time.monotonic`; `NEVER` between calls.
-        expired: whether the last call was ended for its time.
+        expired: whether the last call was ended, for its time or by `end_now`.
     """
 
     __slots__ = ("__weakref__", "_arguments", "_engine", "_fires_at", "_spec", "ends_at", "expired")
@@ -229,7 +229,7 @@ class EpochClock:
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_SECS):
-            for _ in self.late(monotonic()):
+            if self.late(monotonic()):
                 advance_epoch(self._engine.ptr())
 
 

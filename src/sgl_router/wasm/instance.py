@@ -111,17 +111,17 @@ class Instance:
         with self._lock:
             try:
                 timer = clock.here.timer
+                timer.begin(limit_ms / 1000)
             except OSError as error:
                 raise self._failed("trap", f"{error.strerror}") from None
             if host is not None:
                 host.begin(now_ms, entropy, timer.end_now)
-            timer.begin(limit_ms / 1000)
             try:
                 if clock.closed:  # not sooner: what begins later, closing it does not see
                     raise self._failed("trap", "the router has stopped")
                 result = function(argument)
             except _FAILURES as error:
-                failure = self._failure(error, timer)
+                failure = self._failure(error, timer, limit_ms)
                 error.__traceback__ = None  # a frame of wasmtime's may hold the error: a cycle
             finally:
                 timer.ends_at = NEVER
@@ -164,15 +164,18 @@ class Instance:
         self,
         error: GuestError | wasmtime.Trap | wasmtime.WasmtimeError,
         timer: CallTimer,
+        limit_ms: float,
     ) -> DecisionError:
         config = self._sandbox.config
         if isinstance(error, GuestError):
             return self.failed(error)
+        if timer.expired and self._clock.closed:
+            return self._failed("trap", "the router has stopped")
         if timer.expired:
-            return self._failed(
-                "timeout",
-                f"ran longer than max_execution_time_ms ({config.max_execution_time_ms:,})",
-            )
+            option, limit = "max_execution_time_ms", config.max_execution_time_ms
+            if limit_ms <= config.inline_budget_ms < limit:
+                option, limit = "inline_budget_ms", config.inline_budget_ms
+            return self._failed("timeout", f"ran longer than {option} ({limit:,})")
         return self._failed("trap", printable(_last_line(error), 300))
 
     def _failed(self, kind: FailureKind, detail: str) -> DecisionError:

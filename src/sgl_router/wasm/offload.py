@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from sgl_router.errors import DecisionError
@@ -29,7 +30,7 @@ STACK_BYTES = 2 * 1024 * 1024
 """Of the thread: sixteen times what a guest may use. The system's own may be much smaller."""
 
 NICENESS = 10
-"""Of the thread: where CPUs are scarce, the event loop's turn comes first."""
+"""The thread's, on top of the process's: where CPUs are scarce, the event loop comes first."""
 
 HANGS_AFTER = 3
 HANGS_AFTER_SECS = 1.0
@@ -184,7 +185,8 @@ class OffloadLane:
         return thread
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with suppress(OSError):  # what filters system calls may not let it; it only is kinder
+            os.nice(NICENESS)  # of this thread only, on Linux
         while True:
             job = self._next()
             if job is None:

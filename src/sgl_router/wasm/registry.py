@@ -106,7 +106,7 @@ class WasmPolicyRegistry:
             return policy, "loaded"
         policy.stale = None
         if same(policy.current, version):
-            policy.current.source = version.source
+            policy.current.source, policy.current.config = version.source, version.config
             return policy, "unchanged"
         policy.swap(version)
         return policy, "replaced"

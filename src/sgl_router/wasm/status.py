@@ -35,7 +35,8 @@ class VersionStatus:
         loaded_at_ms: Unix time.
         settings: `WasmPolicyConfig` without name and path.
         decisions: decisions that it took.
-        failures: decisions that it failed to take, by kind.
+        failures: calls that failed, by kind: decisions that it failed to take, and what failed
+            after a decision or in `on_request_complete`, which cost no request its decision.
         instances: how many instances it has had.
         memory_bytes: of its instance's memory, 0 where it has none at the moment.
         state_bytes: of its state as JSON.
@@ -84,12 +85,12 @@ class PluginStatus:
         current: the version that decides.
         previous: the version to which a rollback returns, or None.
         lane: where its decisions are taken: on the event loop, or on a thread of its own.
-        waiting: decisions that wait for that thread.
+        waiting: calls that wait for that thread, the one under way included.
         quarantine: whether it is asked.
         in_use_as: the roles of workers that it decides about, and `shadow`.
         fallback: the policy that decides where it fails.
         stale: why the newest module or settings of its source are not in use; None: they are.
-        last_failure: the last failed decision, as one line, or None.
+        last_failure: the last failed call, as one line, or None.
         swaps: how often another version took over.
     """
 

@@ -39,7 +39,7 @@ class PluginVersion:
         digest: SHA-256 of its module, hexadecimal.
         needs: see `Policy.needs`.
         decisions: how many it took.
-        failures: how many it failed to take, by kind.
+        failures: calls that failed, by kind: nearly all were decisions.
         last_failure: the last of these.
         quarantine: whether it is asked.
         self_test: how it did when it was tried out.
@@ -94,6 +94,7 @@ class PluginVersion:
             self._succeeded(request, probe=probe)
         else:
             self.decisions += 1
+            self._last_now_ms = request.now_ms
         return index
 
     def choose(self, workers: WorkerView, request: RequestView) -> int | PendingChoice | None:
@@ -241,7 +242,7 @@ class PluginVersion:
             report = partial(report, self._limit_ms)
             self._lane.submit(report, self._reported, self._limit_ms / 1000)
         except DecisionError as error:
-            self._learnt(error)
+            self._count(error)
 
     def _learnt(self, failure: DecisionError | None) -> None:
         """It has been told how a request ended; one that always fails is told no more."""
@@ -332,6 +333,8 @@ class PluginVersion:
     def revive(self) -> None:
         """It is asked again, as one that has never failed."""
         self._retired = False
+        self._outcomes_failed = 0
+        self._guest.wants_outcomes = "on_request_complete" in self._sandbox.module.exports
         self.quarantine = Quarantine()
 
     def __str__(self) -> str:

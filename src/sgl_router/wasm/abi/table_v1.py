@@ -12,6 +12,7 @@ u64 now_ms, u64 session_hash, u64 model_hash, u32 text_ptr, u32 text_len, u32 at
 prefix_count`. What is left of the 64 bytes is zero. Hashes are xxh3-64.
 """
 
+import weakref
 from collections.abc import Collection, Iterable
 from math import nan
 from struct import Struct
@@ -169,6 +170,7 @@ class TableEncoder:
         self._reads_body = reads_body
         self._tables: dict[Pool, _Table] = {}
         self._whole = _Table(0)  # of the last snapshot
+        weakref.finalize(self, _leave_all, self._tables).atexit = False
         self._token: object = None
         # Whose head is in the exchange, for a request of which nothing is told.
         self._plain: _Table | None = None
@@ -235,9 +237,7 @@ class TableEncoder:
 
     def close(self) -> None:
         """Watch no worker any more."""
-        for table in self._tables.values():
-            table.leave()
-        self._tables.clear()
+        _leave_all(self._tables)
         self._whole = _Table(0)
 
     def _begun(self, to: Exchange, pool: Pool) -> _Table:
@@ -322,6 +322,12 @@ class TableEncoder:
                 0 if prefix is None else prefix.of(worker) // CHARACTERS_PER_TOKEN,
             )
             at += _ENTRY_BYTES
+
+
+def _leave_all(tables: dict[Pool, _Table]) -> None:
+    for table in tables.values():
+        table.leave()
+    tables.clear()
 
 
 def _write_head(
