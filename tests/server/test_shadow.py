@@ -1,5 +1,6 @@
 """A plugin that decides in shadow of a real router: it is compared, and no request notices."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from sgl_router.core.shadow_run import MAX_WAITING
 from sgl_router.policies import shipped_plugins
 from sgl_router.wasm.manifest import SECTION
+from sgl_router.wasm.version import FITS_TO_RETURN
 from tests.gateway.inside import context_of
 from tests.gateway.support import (
     EngineSocket,
@@ -24,7 +26,7 @@ from tests.gateway.support import (
     respond,
     until,
 )
-from tests.server.support import PATIENT, Desk, choosing, engines, plugged, traffic
+from tests.server.support import PATIENT, Desk, choosing, engines, held, plugged, traffic
 from tests.wasm.guests import ANSWER_AT, LOOP, guest
 
 BODY = b'{"prompt": "%b"}' % (b"x" * 4000)
@@ -346,3 +348,28 @@ async def test_it_goes_on_while_requests_that_it_was_asked_for_are_under_way() -
             assert (await desk.ask("DELETE", "/plugins/tried"))[0] == 200
             done.append(True)
             assert (await client.response()).status == 200
+
+
+@pytest.mark.parametrize("end", [("POST", "/shadow/promote"), ("DELETE", "/shadow")])
+async def test_decisions_that_come_when_the_run_is_over(end: tuple[str, str]) -> None:
+    """They were asked for while it was under way, of a policy that takes its time."""
+    async with engines() as urls, plugged(*urls) as desk:
+        for name, index in (("slow", 0), ("tried", 1)):
+            assert (await desk.put(name, choosing(index)))[0] == 201
+        await desk.use("slow")
+        await start(desk)
+        for _ in range(FITS_TO_RETURN):
+            await desk.placed()
+
+        async def post() -> int:
+            async with connected(desk) as client:
+                return (await client.post()).status
+
+        slow = desk.policy("slow")
+        with held(slow) as go:
+            asked = [asyncio.ensure_future(post()) for _ in range(3)]
+            await until(lambda: slow.current.waiting >= 4, lambda: slow.current.waiting)
+            assert (await desk.ask(*end))[0] == 200
+            assert not desk.policy("tried").current.offloaded
+            go.set()
+            assert await asyncio.gather(*asked) == [200] * 3

@@ -89,16 +89,16 @@ def test_a_rollback(store: PluginStore) -> None:
     store.put("p", ONE, {}, replaces=sha(b"file"), now_ms=1)
     before = store.put("p", TWO, {}, replaces=sha(b"file"), now_ms=2)
     assert before.previous is not None
-    after = store.set_current("p", before.previous, before.current)
-    assert after == StoredPlugin("p", version(ONE, 1), version(TWO, 2), sha(b"file"))
+    after = store.set_current("p", before.previous, before.current, replaces=sha(b"other"))
+    assert after == StoredPlugin("p", version(ONE, 1), version(TWO, 2), sha(b"other"))
     assert store.load("p") == (after, ONE)
-    store.set_current("p", after.current, None)
+    store.set_current("p", after.current, None, replaces=None)
     assert modules(store) == {f"{sha(ONE)}.wasm"}
     with pytest.raises(StoreError, match="upload it again"):
-        store.set_current("p", before.current, after.current)
+        store.set_current("p", before.current, after.current, replaces=None)
     with pytest.raises(StoreError, match="'q' is not in the plugin store"):
-        store.set_current("q", after.current, None)
-    assert store.load("p") == (StoredPlugin("p", version(ONE, 1), None, sha(b"file")), ONE)
+        store.set_current("q", after.current, None, replaces=None)
+    assert store.load("p") == (StoredPlugin("p", version(ONE, 1), None, None), ONE)
 
 
 def test_what_two_plugins_share_stays(store: PluginStore) -> None:
@@ -166,7 +166,12 @@ class Machine(RuleBasedStateMachine):
         plugin = self.model.get(name)
         if plugin is not None and plugin.previous is not None:
             after = StoredPlugin(name, plugin.previous, plugin.current, plugin.replaces)
-            assert self.stores_there[at].set_current(name, after.current, after.previous) == after
+            assert (
+                self.stores_there[at].set_current(
+                    name, after.current, after.previous, replaces=after.replaces
+                )
+                == after
+            )
             self.model[name] = after
 
     @rule(at=stores, name=names)
@@ -197,7 +202,9 @@ OPERATIONS: dict[str, Callable[[PluginStore], object]] = {
     "other settings": lambda store: store.put("p", TWO, {"n": 3}, now_ms=9),
     "unchanged": lambda store: store.put("p", TWO, {"n": 2}, now_ms=9),
     "other file": lambda store: store.put("p", TWO, {"n": 2}, replaces=sha(b"x"), now_ms=9),
-    "rollback": lambda store: store.set_current("p", version(ONE, 1), version(TWO, 2, n=2)),
+    "rollback": lambda store: store.set_current(
+        "p", version(ONE, 1), version(TWO, 2, n=2), replaces=None
+    ),
     "remove": lambda store: store.remove("p"),
 }
 

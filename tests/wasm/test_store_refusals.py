@@ -285,7 +285,7 @@ def test_names(store: PluginStore, name: str) -> None:
         lambda: store.put(name, ONE, {}, now_ms=9),
         lambda: store.remove(name),
         lambda: store.load(name),
-        lambda: store.set_current(name, version(THREE, 2), None),
+        lambda: store.set_current(name, version(THREE, 2), None, replaces=None),
     ):
         with pytest.raises(StoreError, match="name"):
             use()

@@ -52,6 +52,9 @@ class ShadowRun:
         role: of the workers that it is tried for.
         share: of the decisions, 0 to 1, drawn by the requests' entropy.
         since_ms: when it began, in Unix milliseconds.
+
+    Attributes:
+        over: whether it has ended; decisions that were asked for before may come after.
     """
 
     def __init__(self, candidate: Candidate, role: Role, share: float, since_ms: int) -> None:
@@ -59,11 +62,12 @@ class ShadowRun:
         self.role: Role = role
         self.share = share
         self.since_ms = since_ms
+        self.over = False
         self._tally = ShadowTally()
 
     def observe(self, workers: WorkerView, request: RequestView, decision: Observed) -> None:
         """A decision was taken; perhaps the candidate is asked too."""
-        if not in_sample(request.entropy, self.share):
+        if self.over or not in_sample(request.entropy, self.share):
             return
         decision.shadow = placement = self._tally.asked(decision.worker)
         try:

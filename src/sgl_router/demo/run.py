@@ -106,6 +106,7 @@ def _config(options: DemoOptions, engines: list[DemoEngine]) -> RouterConfig:
     if port is None:
         port = SERVE_PORT if options.serve else 0
     return RouterConfig(
+        plugin_store="none",
         host="127.0.0.1",
         port=port,
         worker_urls=tuple(engine.url for engine in engines),

@@ -97,7 +97,7 @@ def _return_to(
     store: PluginStore, current: PluginVersion, before: StoredVersion | None, replaces: str | None
 ) -> None:
     try:
-        store.set_current(current.config.name, _stored(current), before)
+        store.set_current(current.config.name, _stored(current), before, replaces=replaces)
     except StoreError as error:  # it is there no more, since a file had taken its place
         _log.info("%s: it is put there again", error)
         _put(store, current, replaces)

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from sgl_router.config import RouterConfig
 from sgl_router.core.dispatch import Dispatcher
-from sgl_router.errors import PluginRefused, RequestError, RouterError
+from sgl_router.errors import ConfigError, PluginRefused, RequestError, RouterError
 from sgl_router.policies import PolicyFactory, WasmPolicyConfig, shipped_plugins
 from sgl_router.server.plugin_keeping import PluginKeeping
-from sgl_router.server.plugins import known_settings, plugins_to_load
+from sgl_router.server.plugins import known_settings, plugin_settings, plugins_to_load
 from sgl_router.server.policy_use import (
     PolicyUse,
     configured_policy,
@@ -26,6 +26,9 @@ from sgl_router.wasm.store import PluginStore, StoredPlugin
 from sgl_router.wasm.version import PluginVersion
 
 _T = TypeVar("_T")
+
+MAX_CHANGES = 16
+"""Under way or waiting: each may hold a module, though whoever asked for it has gone."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +71,14 @@ class PluginManager(PolicyUse):
         """
         stored = await self._kept.found()
         for settings in plugins_to_load(self._config, stored.keys()):
-            await self._load(settings)
+            try:
+                await self._load(settings)
+            except PluginRefused as error:
+                if settings.name not in stored:
+                    raise
+                _log.error("%s; what was uploaded decides", error)
+                self._files[settings.name] = _File(settings.module_path, "")
+                self._watch.add(settings.module_path, "")  # it is looked at again, and told of
         for plugin in stored.values():
             await self._load_stored(plugin)
 
@@ -136,7 +146,12 @@ class PluginManager(PolicyUse):
             if policy is not None and policy.current.source.kind == "upload":
                 _log.info("plugin %s was uploaded: its settings stay", settings.name)
                 return
-            version = await self._plugins.build(settings, None, _source(settings))
+            try:
+                version = await self._plugins.build(settings, None, _source(settings))
+            except PluginRefused as error:
+                if policy is not None:
+                    policy.stale = f"its settings are not used: {'; '.join(error.reasons)}"
+                raise
             if policy is not None and version.digest == policy.rejected:
                 current = policy.current  # the file still holds what has failed
                 version = await self._plugins.build(settings, current.wasm, current.source)
@@ -185,12 +200,14 @@ class PluginManager(PolicyUse):
                     raise RequestError(
                         409,
                         "nothing_to_roll_back_to",
-                        f"plugin {name!r} has had one version only since it was loaded",
+                        f"there is no version of plugin {name!r} before this one",
                     )
                 wasm = await self._kept.read(stored.previous)
                 settings = self._settings(name, stored.previous.settings)
                 version = await self._plugins.build(settings, wasm, PluginSource("upload"))
                 self._install(version)
+            if name in self._files:
+                policy.stale = self._unused(policy)
             await self._kept.keep_state(policy, self._replaced(name))
             return self._status(policy)
 
@@ -201,7 +218,8 @@ class PluginManager(PolicyUse):
                 raise RequestError(
                     409,
                     "plugin_in_use",
-                    f"plugin {name!r} is in use ({', '.join(uses)}): use another policy first",
+                    f"plugin {name!r} is in use ({', '.join(uses)}): use another policy first, or "
+                    "end its shadow run",
                 )
             self._plugins.unload(name)  # at once: nobody may take it into use meanwhile
             try:
@@ -235,16 +253,21 @@ class PluginManager(PolicyUse):
                     continue
                 if digest == policy.rejected:
                     policy.stale = f"{path} holds the module that was rolled back (sha256 {digest})"
+                    _log.warning("plugin %s: %s", name, policy.stale)
                     continue
                 await self._take_file(policy, path, wasm)
 
     async def _take_file(self, policy: WasmPolicy, path: str, wasm: bytes) -> None:
         try:
-            settings = known_settings(policy.name, path, policy.current.config.settings())
+            if policy.current.source.kind == "upload":  # whose settings came with it
+                settings = plugin_settings(self._config, policy.name, path)
+            else:
+                settings = known_settings(policy.name, path, policy.current.config.settings())
             version = await self._plugins.build(settings, wasm, PluginSource("file", path))
             self._install(version)
-        except PluginRefused as error:
-            policy.stale = f"{path} has changed and is not used: {'; '.join(error.reasons)}"
+        except (ConfigError, PluginRefused) as error:
+            reasons = error.reasons if isinstance(error, PluginRefused) else [str(error)]
+            policy.stale = f"{path} has changed and is not used: {'; '.join(reasons)}"
             _log.warning("plugin %s: %s", policy.name, policy.stale)
             return
         try:
@@ -280,6 +303,10 @@ class PluginManager(PolicyUse):
         in_file = policy is not None and policy.current.source.kind == "file"
         if policy is not None and in_file and policy.current.digest != stored.replaces:
             _log.warning("plugin %s: its file is newer than what was uploaded", name)
+            try:
+                await self._kept.forget(name)
+            except RequestError as error:
+                _log.error("plugin %s: what was uploaded is still kept: %s", name, error)
             return
         try:
             wasm = await self._kept.read(stored.current)
@@ -320,6 +347,11 @@ class PluginManager(PolicyUse):
 
     async def _uncancelled(self, change: Coroutine[Any, Any, _T]) -> _T:
         """Finish a change although whoever asked for it has gone."""
+        if len(self._tasks) >= MAX_CHANGES:
+            change.close()
+            raise RequestError(
+                503, "too_many_changes", f"{len(self._tasks)} changes of plugins are under way"
+            )
         return await asyncio.shield(self._spawn(change))
 
     def _spawn(self, change: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:

@@ -146,6 +146,7 @@ class PolicyUse:
         if run is None or candidate is None:
             return None
         assert self._dispatcher is not None, "there is a run"
+        run.over = True
         self._dispatcher.compare(None, run.role)
         self._shadow = self._candidate = None
         candidate.keep_aside(False)
@@ -186,6 +187,8 @@ class PolicyUse:
 
     def _compare(self, policy: WasmPolicy, role: Role, share: float) -> None:
         assert self._dispatcher is not None, "started before it is changed"
+        if self._shadow is not None:
+            self._shadow.over = True
         self._candidate = policy
         self._shadow = ShadowRun(policy, role, share, now_ms())
         self._dispatcher.compare(self._shadow, role)

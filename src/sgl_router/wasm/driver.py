@@ -95,6 +95,7 @@ class Driver:
         code = self._report(len(payload))
         if code:
             raise self._error(code, len(payload))
+        self.pages = self._guest_memory.size(self._store)
 
     def decided(self) -> bytes | None:
         """The result of a decision that failed only after it had been taken; None of any other."""

@@ -72,7 +72,7 @@ class Guest:
         try:
             instance.on_request_complete(payload, now_ms, left_ms)
         finally:
-            if instance.poisoned or self._per_call:
+            if instance.poisoned or self._per_call or instance.driver.pages >= instance.worn_pages:
                 self.instance = None
         return (time.perf_counter() - started) * 1000
 

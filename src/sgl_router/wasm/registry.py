@@ -18,6 +18,9 @@ from sgl_router.wasm.sandbox import Sandbox
 from sgl_router.wasm.status import PluginSource
 from sgl_router.wasm.version import PluginVersion
 
+MAX_BUILDS = 3
+"""Versions that are built at a time; each holds a thread for as long as its plugin may take."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +41,7 @@ class WasmPolicyRegistry:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._numbers = count(1)
         self._lock = threading.Lock()
+        self._builds = asyncio.Semaphore(MAX_BUILDS)
         self._runtime: WasmRuntime | None = None
         self._closed = False
 
@@ -90,7 +94,8 @@ class WasmPolicyRegistry:
         self, config: WasmPolicyConfig, wasm: bytes | None, source: PluginSource
     ) -> PluginVersion:
         """A version that has been tried out, and is in use nowhere. Raises PluginRefused."""
-        return await asyncio.to_thread(self._build, config, wasm, source)
+        async with self._builds:  # other work wants threads too
+            return await asyncio.to_thread(self._build, config, wasm, source)
 
     def install(
         self, version: PluginVersion

@@ -199,9 +199,14 @@ class PluginStore:
             return after
 
     def set_current(
-        self, name: str, current: StoredVersion, previous: StoredVersion | None
+        self,
+        name: str,
+        current: StoredVersion,
+        previous: StoredVersion | None,
+        *,
+        replaces: str | None,
     ) -> StoredPlugin:
-        """Change which versions a plugin has, as a rollback does.
+        """Change which versions a plugin has, as a rollback does; `replaces` is as in `put`.
 
         Raises StoreError where there is no such plugin, or where a module of theirs is missing.
         """
@@ -218,7 +223,7 @@ class PluginStore:
                         f"module {shown(version.sha256)} of plugin {name!r} is not in the plugin "
                         f"store {self.folder}; upload it again"
                     )
-            after = replace(before, current=current, previous=previous)
+            after = replace(before, current=current, previous=previous, replaces=replaces)
             write_file(folders.plugins, f"{name}.json", encode(after))
             return after
 

@@ -117,6 +117,7 @@ class TableDriver:
         self._offer(payload)
         self._report(len(payload))
         self._check()
+        self.pages = self._guest_memory.size(self._store)
 
     def room(self, size: int) -> memoryview:
         """The exchange, with room for `size` bytes from its start.
