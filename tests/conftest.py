@@ -48,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[variable] = str(folder / variable)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """By the public classes only what calls guests is run: all else would be the same again."""
+    if config.getoption("--wasm-calls") == "public":
+        called = [i for i in items if "runtime_options" in getattr(i, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(called)])
+        items[:] = called
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """The loop that the router runs on."""
