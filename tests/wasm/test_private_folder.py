@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from sgl_router.wasm.private_folder import Place, PrivateFolder
 from tests.conftest import leave_out
 
-NOBODY = 65534
 MAKES_ONE = """
 from sgl_router.wasm.private_folder import PrivateFolder
 print(PrivateFolder("plugin").path, flush=True)
@@ -127,13 +126,19 @@ def test_what_is_no_directory_is_left_alone(parent: Path) -> None:
     assert (elsewhere / "sub").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
-def test_what_is_somebody_elses_is_left_alone(parent: Path) -> None:
+def test_what_is_somebody_elses_is_left_alone(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = parent / "sgl-router-files-plugin-aaaaaaaa"
     theirs.mkdir(0o700)
-    os.chown(theirs, NOBODY, NOBODY)
+    somebody_else = os.geteuid() + 1
+    monkeypatch.setattr("os.geteuid", lambda: somebody_else)
     PrivateFolder("plugin").remove()
     assert theirs.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.tempdir", str(parent))
+    PrivateFolder("plugin").remove()
+    assert not theirs.exists(), "it was left alone for its owner only"
 
 
 def test_one_that_is_taken_while_it_is_made_is_given_up(
