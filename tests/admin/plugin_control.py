@@ -10,6 +10,7 @@ from sgl_router.core.worker import Role
 from sgl_router.errors import PluginRefused, RequestError
 from sgl_router.policies.builtin import BUILTIN_POLICIES
 from sgl_router.wasm.config import WasmPolicyConfig
+from sgl_router.wasm.refusals import Reason
 from sgl_router.wasm.status import (
     PluginSource,
     PluginStatus,
@@ -81,7 +82,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
     """What a plugin's settings are refused for before its module is looked at."""
     unknown = settings.keys() - {each.name for each in fields(WasmPolicyConfig)}
     unknown |= settings.keys() & {"name", "module_path"}
-    problems = [f"there is no setting {key!r:.80}" for key in unknown]
+    problems = [Reason("setting_unknown", f"there is no setting {key!r:.80}") for key in unknown]
     if not problems:
         builtin = [policy.name for policy in BUILTIN_POLICIES]
         problems = WasmPolicyConfig("", name, **settings).problems(builtin)

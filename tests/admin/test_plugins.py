@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.errors import PluginRefused
+from sgl_router.wasm.refusals import Reason
 from tests.admin.plugin_control import plugin, version
 from tests.admin.support import Router, error_of
 
@@ -126,11 +127,14 @@ async def test_a_plugin_that_is_refused() -> None:
             client.build_request("PUT", "/plugins/mine", content=WASM),
             client.build_request("POST", "/plugins/mine/reload"),
         ):
-            router.plugins.failure = PluginRefused("mine", reasons)
+            router.plugins.failure = PluginRefused(
+                "mine", [Reason("import_unknown", reason) for reason in reasons]
+            )
             response = await client.send(request)
             body = response.json()
-            assert body.keys() == {"error", "reasons"}
+            assert body.keys() == {"error", "reasons", "codes"}
             assert body["reasons"] == reasons
+            assert body["codes"] == ["import_unknown"] * 200
             error = body["error"]
             assert (response.status_code, error["code"]) == (400, "plugin_refused")
             assert (error["type"], error["param"]) == ("invalid_request_error", None)

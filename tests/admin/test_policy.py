@@ -5,10 +5,12 @@ import logging
 import pytest
 
 from sgl_router.errors import PluginRefused
+from sgl_router.wasm.refusals import Reason
 from tests.admin.plugin_control import BUILTIN, plugin
 from tests.admin.support import Router, error_of
 
 JSON = {"content-type": "application/json"}
+REASONS = [Reason("file_empty", "one"), Reason("router_stopping", "two")]
 
 
 def with_plugin() -> Router:
@@ -77,12 +79,13 @@ async def test_a_policy_that_there_is_not() -> None:
 
 async def test_a_policy_that_is_refused() -> None:
     router = with_plugin()
-    router.plugins.failure = PluginRefused("mine", ["one", "two"])
+    router.plugins.failure = PluginRefused("mine", REASONS)
     async with router.client() as client:
         response = await client.put("/policy", json={"policy": "mine"})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "plugin_refused"
     assert response.json()["reasons"] == ["one", "two"]
+    assert response.json()["codes"] == ["file_empty", "router_stopping"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.admin.uploads import MAX_SETTINGS_BYTES
-from sgl_router.wasm.module import MAX_MODULE_BYTES
+from sgl_router.wasm.module import MAX_COMPONENT_BYTES, MAX_MODULE_BYTES
 from tests.admin.plugin_control import SELF_TEST, FakePlugins
 from tests.admin.support import Router, error_of
 
@@ -232,6 +232,26 @@ async def test_how_large_a_module_may_be(form: bool) -> None:
         refused = await put(MAX_MODULE_BYTES + 1)
     assert error_of(refused) == (413, "request_body_too_large")
     assert f"{MAX_MODULE_BYTES:,}" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("form", [True, False])
+async def test_a_component_may_be_larger(form: bool) -> None:
+    """What it is shows in its first eight bytes."""
+    plugins = forgotten()
+    component = b"\0asm\x0d\0\x01\0"
+    async with SHARED.client() as client:
+
+        async def put(size: int) -> httpx.Response:
+            wasm = component + bytes(size - len(component))
+            if form:
+                return await client.put("/plugins/mine", files={"module": ("m", wasm)})
+            return await client.put("/plugins/mine", content=wasm)
+
+        assert (await put(MAX_MODULE_BYTES + 1)).status_code == 201
+        assert len(plugins.calls) == 1
+        refused = await put(MAX_COMPONENT_BYTES + 1)
+    assert error_of(refused) == (413, "request_body_too_large")
+    assert f"{MAX_COMPONENT_BYTES:,}" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

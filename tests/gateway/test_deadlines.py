@@ -118,7 +118,9 @@ async def test_a_connection_is_kept_between_requests_and_not_for_ever() -> None:
 
 # ---- bodies
 
-UPLOAD = b"POST %b HTTP/1.1\r\nHost: r\r\nContent-Length: 20\r\n\r\n"
+UPLOAD = (
+    b"POST %b HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+)
 
 
 async def begin_upload(client: Client, engine: Engine) -> None:

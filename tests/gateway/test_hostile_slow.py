@@ -36,7 +36,10 @@ from tests.gateway.hostile import (
 from tests.gateway.support import EngineSocket, answering, connected, respond, within
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-UPLOAD = b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r\n"
+UPLOAD = (
+    b"POST /v1/x HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n"
+)
 
 
 @pytest.fixture

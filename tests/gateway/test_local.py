@@ -17,6 +17,9 @@ from tests.gateway.support import (
     free_url,
     respond,
     running,
+    settle,
+    until,
+    within,
 )
 
 
@@ -129,7 +132,11 @@ async def measuring(
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
     """Answers how many bytes the body has."""
-    size = b"%d" % len((await receive())["body"])
+    count, more = 0, True
+    while more:
+        message = await receive()
+        count, more = count + len(message["body"]), message["more_body"]
+    size = b"%d" % count
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": size})
 
@@ -180,3 +187,89 @@ async def test_a_plugin_that_is_too_large_is_not_asked_for() -> None:
         )
         response = await client.response()
     assert response.status == 413
+
+
+PARTLY = 3 * 1024 * 1024
+"""Of an upload that is not sent to its end: more than is discarded for a kept connection."""
+
+
+def upload(size: int, *headers: bytes) -> bytes:
+    """The head of an upload of so many bytes."""
+    lines = b"".join(b"%b\r\n" % header for header in headers)
+    return b"PUT /plugins/mine HTTP/1.1\r\nHost: r\r\n%bContent-Length: %d\r\n\r\n" % (
+        lines,
+        size,
+    )
+
+
+@pytest.mark.parametrize("sent", [0, 100, PARTLY])
+async def test_an_upload_without_the_key_is_refused_before_it_is_there(sent: int) -> None:
+    async with (
+        running(free_url(), admin_api_key="admin-key") as server,
+        connected(server) as client,
+    ):
+        client.writer.write(upload(MAX_UPLOAD_BYTES) + bytes(sent))
+        response = await client.response()
+    assert (response.status, response.error_code) == (401, "unauthorized")
+
+
+async def test_what_is_refused_with_its_body_unread_keeps_the_connection() -> None:
+    async with (
+        running(free_url(), admin_api_key="admin-key") as server,
+        connected(server) as client,
+    ):
+        for _ in range(2):
+            client.writer.write(upload(1000) + bytes(1000))
+            assert (await client.response()).status == 401
+
+
+EXPECT = b"Expect: 100-continue"
+
+
+async def test_who_asks_whether_to_send_is_not_told_to_where_the_key_is_missing() -> None:
+    """The connection is closed: its next bytes could be the body or another request."""
+    async with (
+        running(free_url(), admin_api_key="admin-key") as server,
+        connected(server) as client,
+    ):
+        await client.send(upload(1000, EXPECT))
+        answer = await within(client.reader.read())
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"Connection: close" in answer
+
+
+async def test_who_asks_whether_to_send_is_told_to_where_the_body_is_read() -> None:
+    async with running(free_url()) as server, connected(server) as client:
+        context_of(server).app = measuring
+        await client.send(upload(1000, EXPECT))
+        said = await within(client.reader.readuntil(b"\r\n\r\n"))
+        assert said == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(bytes(1000))
+        assert (await client.response()).body == b"1000"
+
+
+async def test_a_body_comes_in_pieces() -> None:
+    async with running(free_url()) as server, connected(server) as client:
+        context_of(server).app = measuring
+        await client.send(upload(1000) + bytes(10))
+        for _ in range(99):
+            await settle()
+            await client.send(bytes(10))
+        assert (await client.response()).body == b"1000"
+
+
+async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing_behind() -> None:
+    """`running` looks: the application that waits for the rest would be left."""
+    async with running(free_url()) as server, connected(server) as client:
+        context_of(server).app = measuring
+        await client.send(upload(1000) + bytes(10))
+        await until(lambda: len(context_of(server).requests) == 1)
+
+
+async def test_a_body_that_breaks_the_framing_ends_what_reads_it() -> None:
+    async with running(free_url()) as server, connected(server) as client:
+        context_of(server).app = measuring
+        head = b"PUT /plugins/mine HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await client.send(head + b"5\r\nhello\r\nno size\r\n")
+        response = await client.response()
+    assert (response.status, response.error_code) == (400, "bad_request")

@@ -76,19 +76,26 @@ async def test_who_is_refused_is_told_every_reason_and_what_was_there_goes_on() 
     async with engines() as urls, plugged(*urls) as desk:
         await desk.put("mine", choosing(1))
         await desk.use("mine")
-        for wasm, settings, reasons in (
-            (b"\0asm\1\0\0\0", {}, ["select_worker", "alloc"]),
-            (b"<html>", {}, ["HTML"]),
-            (choosing(0), {"fallback": "nobody", "max_memory_bytes": -1}, ["nobody", "-1"]),
-            (choosing(0), {"unknown": 1, "strange": 2}, ["unknown", "strange"]),
-            (choosing(0), {"sha256": "0" * 64}, ["0" * 64]),
-            (guest("[0]"), {}, ["tried out"]),
-            (guest(init="(unreachable)"), {}, ["trap"]),
+        for wasm, settings, reasons, code in (
+            (b"\0asm\1\0\0\0", {}, ["select_worker", "alloc"], "decides_nothing"),
+            (b"<html>", {}, ["HTML"], "not_a_module"),
+            (
+                choosing(0),
+                {"fallback": "nobody", "max_memory_bytes": -1},
+                ["nobody", "-1"],
+                "setting_out_of_range",
+            ),
+            (choosing(0), {"unknown": 1, "strange": 2}, ["unknown", "strange"], "setting_unknown"),
+            (choosing(0), {"sha256": "0" * 64}, ["0" * 64], "digest_mismatch"),
+            (guest("[0]"), {}, ["tried out"], "trial_bad_output"),
+            (guest(init="(unreachable)"), {}, ["trap"], "trial_trap"),
         ):
             status, said = await desk.put("mine", wasm, settings)
             assert (status, error(said)) == (400, "plugin_refused"), said
             for reason in reasons:
                 assert any(reason in each for each in said["reasons"]), (reason, said)
+            assert code in said["codes"]
+            assert len(said["codes"]) == len(said["reasons"])
         assert await desk.placed() == 1
         shown = await desk.shown("mine")
         assert (shown["swaps"], shown["previous"], shown["stale"]) == (0, None, None)

@@ -12,6 +12,7 @@ import pytest
 
 from sgl_router.errors import ConfigError, PluginRefused
 from sgl_router.policies import shipped_plugins
+from sgl_router.wasm.refusals import refusals
 from tests.server.support import choosing, engines, plugged, traffic
 from tests.server.watching import by_rename
 from tests.wasm.guests import guest
@@ -121,6 +122,7 @@ async def test_what_is_not_whole_never_decides(path: Path, half: bytes, said: st
         await desk.stale("mine", "is not used")
         shown = await desk.shown("mine")
         assert said in shown["stale"]
+        assert any(f"[{code}]" in shown["stale"] for code in refusals())
         assert (shown["swaps"], shown["previous"]) == (0, None)
         await sent.more()
         assert set(sent.engines) == {0}

@@ -25,7 +25,7 @@ from sgl_router.wasm.module import read_module
 from sgl_router.wasm.policy import WasmPolicy
 from sgl_router.wasm.runtime import WasmRuntime
 from sgl_router.wasm.sandbox import Sandbox
-from sgl_router.wasm.wasi import WasiHost
+from sgl_router.wasm.wasi_output import GuestOutput
 
 BUILTIN_NAMES = tuple(policy.name for policy in BUILTIN_POLICIES)
 ANSWER_AT = 1024
@@ -176,8 +176,8 @@ class Gate:
         self.threads: list[threading.Thread] = []
         self._maker = threading.current_thread()
 
-    def log_output(self, _data: bytes) -> None:
-        """In the place of the host's method of that name."""
+    def write(self, *_: object) -> None:
+        """In the place of `GuestOutput.write`."""
         thread = threading.current_thread()
         self.threads.append(thread)
         if thread is self._maker:
@@ -195,7 +195,7 @@ def until(holds: Callable[[], bool]) -> bool:
 def hold_prints(patch: pytest.MonkeyPatch) -> Gate:
     """A gate for all guests."""
     gate = Gate()
-    patch.setattr(WasiHost, "log_output", gate.log_output)
+    patch.setattr(GuestOutput, "write", gate.write)
     return gate
 
 

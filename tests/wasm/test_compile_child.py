@@ -115,7 +115,10 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_child_whose_parent_has_ended_before_does_nothing() -> None:
     somebody_else = "1"
     child = subprocess.run(
-        [sys.executable, "-m", "sgl_router.wasm.compile_child", str(512 * MIB), "5", somebody_else],
+        [
+            *(sys.executable, "-m", "sgl_router.wasm.compile_child"),
+            *(str(512 * MIB), "5", somebody_else, "module"),
+        ],
         input=ANSWER,
         capture_output=True,
         check=False,

@@ -18,7 +18,7 @@ LIMITS = [
 
 def problems(**settings: Any) -> list[str]:
     config = WasmPolicyConfig(**{"module_path": "p.wasm", "name": "plugin"} | settings)
-    return config.problems(BUILTIN_NAMES)
+    return [reason.text for reason in config.problems(BUILTIN_NAMES)]
 
 
 def test_the_defaults_are_fine() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 import pytest
-import wasmtime
 
 from sgl_router.core.policy import KNOWN_NEEDS
+from sgl_router.wasm.driver import Driver
 from sgl_router.wasm.manifest import SECTION
 from sgl_router.wasm.policy import WasmPolicy
 from tests.wasm.guests import HEAP_AT, Bench, guest, request, view
@@ -17,8 +17,9 @@ def input_of(policy: WasmPolicy) -> Any:
     """What the plugin was given last: it is still where it was put."""
     instance = policy.current._guest.instance
     assert instance is not None
-    memory = instance.driver._guest_memory
-    assert isinstance(memory, wasmtime.Memory)
+    driver = instance.driver
+    assert type(driver) is Driver
+    memory = driver._guest_memory
     left = bytes(memory.read(instance._store, HEAP_AT)).decode("utf-8", "replace")
     return json.JSONDecoder().raw_decode(left)[0]
 

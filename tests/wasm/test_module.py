@@ -93,7 +93,7 @@ def test_a_path_that_is_none(path: Any) -> None:
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"\n<html>", "HTML"),
         (b"#!/bin/sh\n", "script"),
-        (COMPONENT_HEADER, "component"),
+        (COMPONENT_HEADER, "the interface"),
         (COMPONENT_HEADER + bytes(100), "component"),
         (b"PK\x03\x04stuff", "PK"),
         (b"(component)", "component"),

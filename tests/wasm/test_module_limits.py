@@ -12,7 +12,13 @@ import wasmtime
 from sgl_router.policies import WasmPolicyConfig
 from sgl_router.wasm.grants import GROUPS, WASI_MODULE
 from sgl_router.wasm.manifest import SECTION
-from sgl_router.wasm.module import MAX_MODULE_BYTES, check_module, read_file, read_module
+from sgl_router.wasm.module import (
+    MAX_COMPONENT_BYTES,
+    MAX_MODULE_BYTES,
+    check_module,
+    read_file,
+    read_module,
+)
 from sgl_router.wasm.wasi_types import WASI_TYPES
 from tests.wasm.guests import BUILTIN_NAMES, assemble, guest, leb128, wasi
 from tests.wasm.refusals import (
@@ -71,6 +77,15 @@ def test_a_file_is_read_no_further_than_it_may_go(tmp_path: Path) -> None:
     assert len(read_file(str(path))) == MAX_MODULE_BYTES + 1
 
 
+def test_a_component_is_read_further(tmp_path: Path) -> None:
+    """What a file holds shows in its first eight bytes."""
+    path = tmp_path / "plugin.wasm"
+    with path.open("wb") as file:
+        file.write(b"\0asm\x0d\0\x01\0")
+        file.truncate(MAX_COMPONENT_BYTES + 10)
+    assert len(read_file(str(path))) == MAX_COMPONENT_BYTES + 1
+
+
 # ---- a pinned digest
 
 
@@ -92,7 +107,9 @@ def test_a_pinned_digest_that_does_not_match_is_shown_with_what_was_found(
 
 
 def test_of_a_file_that_was_not_read_to_its_end_there_is_no_digest(tmp_path: Path) -> None:
-    assert "4,194,304" in reason(tmp_path, bytes(MAX_MODULE_BYTES + 1), sha256="ab" * 32)
+    assert f"{MAX_MODULE_BYTES:,}" in reason(
+        tmp_path, bytes(MAX_MODULE_BYTES + 1), sha256="ab" * 32
+    )
 
 
 # ---- sizes

@@ -91,7 +91,7 @@ _SIZES = {"u32": "I", "i32": "i", "f32": "f", "u64": "Q"}
 
 @pytest.mark.parametrize(("heading", "record"), [("A worker", WORKER), ("The request", REQUEST)])
 def test_the_page_says_where_each_number_stands(heading: str, record: Struct) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "plugins-table.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "abi-table.md").read_text("utf-8")
     section = page.partition(f"## {heading}: 64 bytes")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section, re.MULTILINE)
     zero = re.search(r"^\| (\d+) \| \| zero", section, re.MULTILINE)

@@ -137,3 +137,4 @@ class PluginErrorBody(ErrorBody):
     """An error; where a plugin is refused (`plugin_refused`), with every reason found."""
 
     reasons: list[str] = Field(default=[], description="there where code is plugin_refused")
+    codes: list[str] = Field(default=[], description="of each reason, what kind it is")

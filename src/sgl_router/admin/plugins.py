@@ -20,7 +20,7 @@ from sgl_router.admin.schemas import ErrorBody
 from sgl_router.admin.security import whom
 from sgl_router.admin.uploads import read_upload
 from sgl_router.errors import RequestError
-from sgl_router.wasm.module import MAX_MODULE_BYTES
+from sgl_router.wasm.module import MAX_COMPONENT_BYTES, MAX_MODULE_BYTES
 from sgl_router.wasm.status import PluginStatus, PutResult
 
 _log = logging.getLogger(__name__)
@@ -46,8 +46,9 @@ _UPLOAD: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "description": f"the module, at most {MAX_MODULE_BYTES:,} bytes; whatever is no form is "
-        "taken for the module itself",
+        "description": f"the module: a core module of at most {MAX_MODULE_BYTES:,} bytes, or a "
+        f"component of at most {MAX_COMPONENT_BYTES:,}; whatever is no form is taken for the "
+        "module itself",
         "content": {
             "application/wasm": {"schema": _BYTES},
             "application/octet-stream": {"schema": _BYTES},

@@ -71,9 +71,8 @@ class ErrorHandlers:
         """The message is cut, the list of reasons is not."""
         assert isinstance(error, PluginRefused), "registered for these"
         what = _object(RequestError(400, "plugin_refused", f"{error!s:.2000}"))
-        return json_reply(
-            PluginErrorBody(error=what, reasons=list(error.reasons)).model_dump(), 400
-        )
+        body = PluginErrorBody(error=what, reasons=list(error.reasons), codes=list(error.codes))
+        return json_reply(body.model_dump(), 400)
 
     async def on_invalid(self, request: Request, error: Exception) -> Response:
         """A body or a query that is not as the document says: 400, where FastAPI has 422."""

@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from sgl_router.admin.plugin_schemas import whole_numbers
 from sgl_router.admin.replies import bad_request
 from sgl_router.errors import RequestError
-from sgl_router.wasm.module import MAX_MODULE_BYTES
+from sgl_router.wasm.module import most_bytes
 
 MAX_SETTINGS_BYTES = 128 * 1024
 """Of settings as JSON text: twice what the plugin's `config` may take of it."""
@@ -24,7 +24,7 @@ class Upload:
     """What a client sent.
 
     Attributes:
-        wasm: the module's bytes; neither empty nor more than `MAX_MODULE_BYTES`.
+        wasm: the module's bytes; neither empty nor more than `most_bytes` of them.
         settings: the JSON object; empty where there was none.
     """
 
@@ -38,11 +38,10 @@ async def read_upload(request: Request) -> Upload:
     Raises RequestError: 413 where the module is too large, 400 where it cannot be read.
     """
     texts: list[bytes] = [text.encode() for text in _settings_in_query(request)]
-    body = await request.body()
     declared, options = parse_options_header(request.headers.get("content-type"))
     media_type = declared.lower()
     if media_type == b"multipart/form-data":
-        parts = _parts(request, body, options.get(b"boundary", b""))
+        parts = await _parts(request, options.get(b"boundary", b""))
         if _MODULE not in parts:
             raise bad_request(request, "the form has no part module, which is the module's file")
         wasm = parts[_MODULE]
@@ -52,11 +51,11 @@ async def read_upload(request: Request) -> Upload:
         message = f"Content-Type is {media_type.decode('latin-1')!a:.100}; of these, only "
         raise bad_request(request, message + "multipart/form-data is taken")
     else:
-        wasm = body
+        wasm = await request.body()
     if not wasm:
         raise bad_request(request, "the module is empty; expected the bytes of a .wasm file")
-    if len(wasm) > MAX_MODULE_BYTES:
-        message = f"the module has {len(wasm):,} bytes; at most {MAX_MODULE_BYTES:,} are allowed"
+    if len(wasm) > (most := most_bytes(wasm)):
+        message = f"the module has {len(wasm):,} bytes; at most {most:,} are allowed"
         raise RequestError(413, "request_body_too_large", message)
     return Upload(wasm, _settings(request, texts))
 
@@ -88,13 +87,14 @@ def _settings(request: Request, texts: list[bytes]) -> dict[str, Any]:
     return whole_numbers(settings)
 
 
-def _parts(request: Request, body: bytes, boundary: bytes) -> dict[bytes, bytes]:
-    """The form's parts by their names. Raises RequestError."""
+async def _parts(request: Request, boundary: bytes) -> dict[bytes, bytes]:
+    """The form's parts by their names, read as they come. Raises RequestError."""
     if not boundary:
         raise bad_request(request, "Content-Type has no boundary, which separates a form's parts")
-    form = _Form()
     try:
-        form.read(body, boundary)
+        form = _Form(boundary)
+        async for piece in request.stream():
+            form.read(piece)
     except FormParserError as error:
         raise bad_request(request, f"the form cannot be read: {error!s:.200}") from error
     if not form.complete:
@@ -110,7 +110,8 @@ class _Form:
         complete: whether the form's end was found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, boundary: bytes) -> None:
+        """Raises FormParserError where the boundary cannot be one."""
         self.parts: dict[bytes, bytes] = {}
         self.complete = False
         self._field = b""
@@ -118,10 +119,7 @@ class _Form:
         self._disposition = b""
         self._name = b""
         self._content: list[bytes] = []
-
-    def read(self, body: bytes, boundary: bytes) -> None:
-        """Raises FormParserError."""
-        MultipartParser(
+        self._parser = MultipartParser(
             boundary,
             {
                 "on_part_begin": self._on_part_begin,
@@ -133,7 +131,11 @@ class _Form:
                 "on_part_end": self._on_part_end,
                 "on_end": self._on_end,
             },
-        ).write(body)
+        )
+
+    def read(self, piece: bytes) -> None:
+        """Raises FormParserError."""
+        self._parser.write(piece)
 
     def _on_part_begin(self) -> None:
         self._disposition = b""

@@ -66,7 +66,26 @@ def plugin_details(plugin: Any) -> list[Shown]:
     current, previous = _at(plugin, "current"), _at(plugin, "previous")
     versions = [current] if previous is None else [current, previous]
     columns = ("", "current", "previous")[: len(versions) + 1]
-    return [Sheet(("", ""), facts), Sheet(columns, _version_rows(versions))]
+    parts: list[Shown] = [Sheet(("", ""), facts), Sheet(columns, _version_rows(versions))]
+    return parts + _last_words(_at(plugin, "last_failure_detail"))
+
+
+def _last_words(failure: Any) -> list[Shown]:
+    """Where the last failed call was, and what it printed."""
+    columns = {
+        "backtrace": "in the last failure, innermost first",
+        "output": "printed in the last failure",
+    }
+    printed = _at(failure, "output")
+    lines = {
+        "backtrace": _items(failure, "backtrace"),
+        "output": printed.split("\n") if isinstance(printed, str) else [],
+    }
+    return [
+        Sheet((heading,), [(text(line),) for line in lines[key]])
+        for key, heading in columns.items()
+        if lines[key]
+    ]
 
 
 def put_result(answer: Any, *, used_next: bool = False) -> list[Shown]:

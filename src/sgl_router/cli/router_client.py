@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -273,7 +274,7 @@ def _tls_context(ca_cert: str | None) -> ssl.SSLContext:
 
 
 def _read_refusal(data: bytes) -> tuple[str, str, Sequence[str]]:
-    """Code, message and reasons of an error's body; empty where it has none."""
+    """Code, message and reasons of an error's body, each with its own code; empty without them."""
     try:
         body = orjson.loads(data)
     except ValueError:
@@ -281,9 +282,14 @@ def _read_refusal(data: bytes) -> tuple[str, str, Sequence[str]]:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return "", "", ()
-    reasons = body.get("reasons")
+    reasons, codes = (
+        found if isinstance(found, list) else [] for found in map(body.get, ("reasons", "codes"))
+    )
     return (
         str(error.get("code") or ""),
         str(error.get("message") or ""),
-        [str(reason) for reason in reasons] if isinstance(reasons, list) else (),
+        [
+            f"{reason} [{code}]" if code else str(reason)
+            for reason, code in zip_longest(reasons, codes[: len(reasons)])
+        ],
     )

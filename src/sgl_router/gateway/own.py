@@ -10,15 +10,16 @@ from sgl_router.gateway.context import AsgiApp, GatewayContext, Message
 from sgl_router.gateway.handler import ClientSide, RequestHandler
 from sgl_router.gateway.replies import refuse, reply, request_id_of
 from sgl_router.http1.request import RequestHead
-from sgl_router.wasm.module import MAX_MODULE_BYTES
+from sgl_router.wasm.module import MAX_COMPONENT_BYTES
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of a request that the router answers itself; the control plane's are a few hundred."""
 
-MAX_UPLOAD_BYTES = MAX_MODULE_BYTES + 256 * 1024
-"""Of a plugin that is sent: its module, and its settings in the form around it."""
+MAX_UPLOAD_BYTES = MAX_COMPONENT_BYTES + 256 * 1024
+"""Of a plugin that is sent: its module, which may be a component, and its settings in the form
+around it. The application reads no body of a client that it refuses."""
 
 _UPLOAD_PATH = re.compile(r"/plugins/[^/]+")
 
@@ -26,7 +27,11 @@ _FRAMING = frozenset({b"connection", b"content-length", b"content-type", b"trans
 
 
 class OwnAnswer(RequestHandler):
-    """One request for the application; or for nobody, where an error is given."""
+    """One request for the application; or for nobody, where an error is given.
+
+    The application is called when the head is there: whether it answers without the body, and then
+    nothing of it is kept, is its own affair.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class OwnAnswer(RequestHandler):
         self._started_at = context.clock()
         self._body: list[bytes] = []
         self._received = 0
+        self._over = self._asked_for = False
+        self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,16 +61,17 @@ class OwnAnswer(RequestHandler):
             self._error = _too_large(self._max_bytes)
         if self._error is not None:
             self._refuse(self._error, close=self._head.expects_continue)
-        elif self._head.expects_continue:
-            self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        else:
+            self._task = self._context.loop.create_task(self._run())
 
     def on_read(self, data: bytes, *, over: bool) -> None:
-        self._body.append(data)
         self._received += len(data)
         if self._received > self._max_bytes:
-            self._refuse(_too_large(self._max_bytes))
-        elif over:
-            self._task = self._context.loop.create_task(self._run())
+            self._give_up(_too_large(self._max_bytes))
+            return
+        self._body.append(data)
+        self._over = over
+        self._more.set()
 
     def on_client_gone(self) -> None:
         self._context.requests.discard(self)
@@ -71,30 +79,38 @@ class OwnAnswer(RequestHandler):
             self._task.cancel()
 
     def refuse(self, error: ProtocolError) -> None:
-        self._refuse(RequestError(error.status, "bad_request", str(error)), close=True)
+        self._give_up(RequestError(error.status, "bad_request", str(error)), close=True)
 
     def check(self, now: float) -> None:
         secs = self._context.settings.body_timeout
-        if self._task is None and now - self._started_at >= secs:
+        if not self._over and now - self._started_at >= secs:
             message = f"no complete request in {secs:g} s (option --client-body-timeout-secs)"
-            self._refuse(RequestError(408, "request_timeout", message), close=True)
+            self._give_up(RequestError(408, "request_timeout", message), close=True)
+
+    async def _receive(self) -> Message:
+        """What has come of the body, of which there is more unless it is over."""
+        if self._head.expects_continue and not (self._asked_for or self._over):
+            self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._asked_for = True
+        while not (self._body or self._over):
+            self._more.clear()
+            await self._more.wait()
+        body, self._body = b"".join(self._body), []
+        return {"type": "http.request", "body": body, "more_body": not self._over}
 
     async def _run(self) -> None:
         messages: list[Message] = []
-
-        async def receive() -> Message:
-            body, self._body = b"".join(self._body), []
-            return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Message) -> None:
             messages.append(message)
 
         try:
-            await self._app(self._scope(), receive, send)
+            await self._app(self._scope(), self._receive, send)
         except Exception:  # noqa: BLE001 (the outermost callback: the client gets an answer)
             _log.exception("%s %.200s failed", self._head.method.decode(), self._head.path)
             message = "the router failed; its log says why"
-            self._refuse(RequestError(500, "internal_error", message))
+            error = RequestError(500, "internal_error", message)
+            self._refuse(error, close=self._unsure_of_body)
         else:
             self._answer(messages[0], b"".join([m.get("body", b"") for m in messages[1:]]))
 
@@ -128,7 +144,27 @@ class OwnAnswer(RequestHandler):
         context, client, head = self._context, self._client, self._head
         context.requests.discard(self)
         lines = b"".join(added)
-        reply(context, client, head, start["status"], body, added=lines, content_type=content_type)
+        reply(
+            context,
+            client,
+            head,
+            start["status"],
+            body,
+            added=lines,
+            content_type=content_type,
+            close=self._unsure_of_body,
+        )
+
+    @property
+    def _unsure_of_body(self) -> bool:
+        """Whether the client may send it or not: it asked, and is answered without it."""
+        return self._head.expects_continue and not self._asked_for
+
+    def _give_up(self, error: RequestError, *, close: bool = False) -> None:
+        """Refuse what the application is reading."""
+        if self._task is not None:
+            self._task.cancel()
+        self._refuse(error, close=close)
 
     def _refuse(self, error: RequestError, *, close: bool = False) -> None:
         self._context.counters.count_error(error.code)

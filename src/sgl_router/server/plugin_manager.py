@@ -150,7 +150,7 @@ class PluginManager(PolicyUse):
                 version = await self._plugins.build(settings, None, _source(settings))
             except PluginRefused as error:
                 if policy is not None:
-                    policy.stale = f"its settings are not used: {'; '.join(error.reasons)}"
+                    policy.stale = f"its settings are not used: {error.shown()}"
                 raise
             if policy is not None and version.digest == policy.rejected:
                 current = policy.current  # the file still holds what has failed
@@ -266,8 +266,8 @@ class PluginManager(PolicyUse):
             version = await self._plugins.build(settings, wasm, PluginSource("file", path))
             self._install(version)
         except (ConfigError, PluginRefused) as error:
-            reasons = error.reasons if isinstance(error, PluginRefused) else [str(error)]
-            policy.stale = f"{path} has changed and is not used: {'; '.join(reasons)}"
+            why = error.shown() if isinstance(error, PluginRefused) else str(error)
+            policy.stale = f"{path} has changed and is not used: {why}"
             _log.warning("plugin %s: %s", policy.name, policy.stale)
             return
         try:

@@ -9,6 +9,7 @@ from sgl_router.config import RouterConfig
 from sgl_router.config.refused import REFUSED_POLICIES
 from sgl_router.errors import ConfigError, PluginRefused
 from sgl_router.policies import WasmPolicyConfig, shipped_plugins
+from sgl_router.wasm.refusals import Reason
 
 _PLUGIN_OPTIONS = [field.name for field in fields(WasmPolicyConfig) if field.name != "name"]
 
@@ -73,9 +74,8 @@ def known_settings(name: str, path: str, settings: Mapping[str, Any]) -> WasmPol
     known = [option for option in _PLUGIN_OPTIONS if option != "module_path"]
     unknown = sorted(settings.keys() - set(known))
     if unknown:
-        raise PluginRefused(
-            name, [f"there is no setting {key!a:.80}; known: {', '.join(known)}" for key in unknown]
-        )
+        texts = [f"there is no setting {key!a:.80}; known: {', '.join(known)}" for key in unknown]
+        raise PluginRefused(name, [Reason("setting_unknown", text) for text in texts])
     given = dict(settings)
     if isinstance(given.get("allowed_syscalls"), list):
         given["allowed_syscalls"] = tuple(given["allowed_syscalls"])

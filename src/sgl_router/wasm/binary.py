@@ -7,7 +7,12 @@ cost no more than their own length.
 
 from dataclasses import dataclass, field
 
+from sgl_router.wasm.refusals import RefusalCode
+
 MAGIC = b"\0asm"
+ELEMENT_BYTES = 8
+"""What wasmtime spends on one element of a table."""
+
 _CORE_VERSION = b"\x01\0\0\0"
 _COMPONENT_LAYER = b"\x01\0"  # bytes 6 and 7 of a component's header
 
@@ -37,7 +42,15 @@ _ARITHMETIC = (0x6A, 0x6B, 0x6C)  # i32.add, sub, mul: extended constant express
 
 
 class MalformedModule(Exception):
-    """The bytes are not a module; the message says where they go wrong."""
+    """The bytes are not a module; the message says where they go wrong.
+
+    Attributes:
+        code: what a plugin is refused for that is made of them.
+    """
+
+    def __init__(self, message: str, code: RefusalCode = "module_malformed") -> None:
+        self.code: RefusalCode = code
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,7 @@ class ModuleInfo:
     custom_sections: dict[str, bytes] = field(default_factory=dict)
 
 
-class _Reader:
+class Reader:
     """A cursor over bytes; every read is checked against the end."""
 
     __slots__ = ("data", "end", "pos")
@@ -126,6 +139,13 @@ class _Reader:
         self.pos += size
         return self.data[self.pos - size : self.pos]
 
+    def part(self, size: int) -> "Reader":
+        """A reader of the bytes that come next, which this one leaves out."""
+        if size > self.end - self.pos:
+            raise MalformedModule(f"it ends unexpectedly at byte {self.end}")
+        self.pos += size
+        return Reader(self.data, self.pos - size, self.pos)
+
     def name(self) -> str:
         return self.take(self.u32()).decode("utf-8", "replace")
 
@@ -133,7 +153,8 @@ class _Reader:
         number = self.u32()
         if number > MAX_ENTRIES[what]:
             raise MalformedModule(
-                f"it declares {number:,} {what}; at most {MAX_ENTRIES[what]:,} are allowed"
+                f"it declares {number:,} {what}; at most {MAX_ENTRIES[what]:,} are allowed",
+                "module_too_complex",
             )
         return number
 
@@ -159,19 +180,17 @@ def read_info(data: bytes) -> ModuleInfo:
         raise MalformedModule("it has no header of a WebAssembly core module")
     info = ModuleInfo()
     types: list[FuncSignature] = []
-    reader = _Reader(data, 8, len(data))
+    reader = Reader(data, 8, len(data))
     while reader.pos < reader.end:
         section = reader.byte()
         size = reader.u32()
         start = reader.pos
         reader.take(size)
-        _read_section(section, _Reader(data, start, start + size), info, types)
+        _read_section(section, Reader(data, start, start + size), info, types)
     return info
 
 
-def _read_section(
-    section: int, body: _Reader, info: ModuleInfo, types: list[FuncSignature]
-) -> None:
+def _read_section(section: int, body: Reader, info: ModuleInfo, types: list[FuncSignature]) -> None:
     match section:
         case 0:
             name = body.name()
@@ -196,16 +215,18 @@ def _read_section(
                 _read_data(body, info)
 
 
-def _func_type(body: _Reader) -> FuncSignature:
+def _func_type(body: Reader) -> FuncSignature:
     form = body.byte()
     if form != 0x60:
-        raise MalformedModule(f"type of form {form:#x}; only plain function types are allowed")
+        raise MalformedModule(
+            f"type of form {form:#x}; only plain function types are allowed", "types_not_allowed"
+        )
     params = tuple(body.value_type() for _ in range(min(body.u32(), 1000)))
     results = tuple(body.value_type() for _ in range(min(body.u32(), 1000)))
     return FuncSignature(params, results)
 
 
-def _read_import(body: _Reader, info: ModuleInfo, types: list[FuncSignature]) -> None:
+def _read_import(body: Reader, info: ModuleInfo, types: list[FuncSignature]) -> None:
     module, name = body.name(), body.name()
     kind = _kind(body.byte())
     match kind:
@@ -224,16 +245,16 @@ def _read_import(body: _Reader, info: ModuleInfo, types: list[FuncSignature]) ->
     info.imports.append((module, name, kind))
 
 
-def _table(body: _Reader) -> Limits:
+def _table(body: Reader) -> Limits:
     body.byte()  # the type of its elements
     return body.limits()
 
 
-def _export(body: _Reader) -> tuple[str, tuple[str, int]]:
+def _export(body: Reader) -> tuple[str, tuple[str, int]]:
     return body.name(), (_kind(body.byte()), body.u32())
 
 
-def _read_data(body: _Reader, info: ModuleInfo) -> None:
+def _read_data(body: Reader, info: ModuleInfo) -> None:
     kind = body.u32()  # 0: active, 1: passive, 2: active in the memory that is named
     if kind > 2:
         raise MalformedModule(f"a data segment of unknown kind {kind:#x}")
@@ -246,7 +267,7 @@ def _read_data(body: _Reader, info: ModuleInfo) -> None:
         info.data.append((offset, size))
 
 
-def _offset(body: _Reader) -> int | None:
+def _offset(body: Reader) -> int | None:
     """The value of a constant expression of type i32; None where it has to be computed."""
     steps = 0
     value = None

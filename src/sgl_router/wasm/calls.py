@@ -21,12 +21,14 @@ from wasmtime import _ffi
 _WORDS_PER_VALUE = 4  # of 32 bits, in one wasmtime_val_raw_t
 _WRITABLE = ctypes.c_int.from_param(0x200)  # PyBUF_WRITE
 
-_releasing = _ffi.dll
-_keeping = ctypes.PyDLL(_ffi.dll._name, handle=_ffi.dll._handle)
+releasing = _ffi.dll
+keeping = ctypes.PyDLL(_ffi.dll._name, handle=_ffi.dll._handle)
+"""wasmtime's library, whose functions release the GIL or keep it while they are called."""
+
 _POINTER = ctypes.c_void_p
 
 
-def _c_function(library: ctypes.CDLL, name: str, result: type | None) -> "ctypes._NamedFuncPointer":
+def c_function(library: ctypes.CDLL, name: str, result: type | None) -> "ctypes._NamedFuncPointer":
     """A function of wasmtime's library with a result type of our own.
 
     The library decides on the GIL. It is called with prepared arguments only: without declared
@@ -37,20 +39,20 @@ def _c_function(library: ctypes.CDLL, name: str, result: type | None) -> "ctypes
     return function
 
 
-_call = _c_function(_releasing, "wasmtime_func_call_unchecked", _POINTER)
-advance_epoch = _c_function(_keeping, "wasmtime_engine_increment_epoch", None)
+_call = c_function(releasing, "wasmtime_func_call_unchecked", _POINTER)
+advance_epoch = c_function(keeping, "wasmtime_engine_increment_epoch", None)
 """Of an engine, by its pointer; it keeps the GIL, as it is one atomic addition."""
 
-_memory_view = _c_function(ctypes.pythonapi, "PyMemoryView_FromMemory", ctypes.py_object)
+_memory_view = c_function(ctypes.pythonapi, "PyMemoryView_FromMemory", ctypes.py_object)
 
 
-def _pointer(address: int) -> object:
+def pointer(address: int) -> object:
     """An address as a prepared argument."""
     return _POINTER.from_param(address)
 
 
-def _context_of(store: wasmtime.Store) -> object:
-    return _pointer(ctypes.addressof(store._context().contents))
+def context_of(store: wasmtime.Store) -> object:
+    return pointer(ctypes.addressof(store._context().contents))
 
 
 class GuestFunction:
@@ -64,11 +66,11 @@ class GuestFunction:
         self._value = memoryview(value).cast("B").cast("I")  # quicker to set than the array
         self._trap = _POINTER()
         self._arguments = (
-            _context_of(store),
-            _pointer(ctypes.addressof(function._func)),
-            _pointer(ctypes.addressof(value)),
+            context_of(store),
+            pointer(ctypes.addressof(function._func)),
+            pointer(ctypes.addressof(value)),
             ctypes.c_size_t.from_param(1),
-            _pointer(ctypes.addressof(self._trap)),
+            pointer(ctypes.addressof(self._trap)),
         )
 
     def call(self, parameter: int = 0) -> int:
@@ -113,12 +115,18 @@ class GuestMemory:
         """All of it as it is now: it can have moved when it has grown."""
         address = ctypes.addressof(self.memory.data_ptr(self._store).contents)
         size = ctypes.c_ssize_t.from_param(self.memory.data_len(self._store))
-        self.bytes = _memory_view(_pointer(address), size, _WRITABLE)
+        self.bytes = _memory_view(pointer(address), size, _WRITABLE)
         return self.bytes
 
 
 class Calls:
-    """How guests are called: through wasmtime's C API."""
+    """How guests are called: through wasmtime's C API.
+
+    Attributes:
+        public: whether it is through what is public of wasmtime's Python classes instead.
+    """
+
+    public: bool = False
 
     def function(
         self, store: wasmtime.Store, exports: Mapping[str, object], name: str
@@ -143,6 +151,8 @@ class PublicCalls(Calls):
     It takes some 30 µs more a call, and needs nothing of wasmtime-py that is not public: what the
     C API is used for here must come to the same.
     """
+
+    public = True
 
     def function(
         self, store: wasmtime.Store, exports: Mapping[str, object], name: str

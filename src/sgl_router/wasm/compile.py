@@ -20,13 +20,23 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import machine
+from typing import Generic, TypeVar
 
 import wasmtime
 
 from sgl_router.wasm.artifacts import ArtifactCache
-from sgl_router.wasm.compile_child import ARTIFACT, HEADER, MAGIC, NO_MEMORY, REFUSED
+from sgl_router.wasm.compile_child import (
+    ARTIFACT,
+    HEADER,
+    MAGIC,
+    MODULE,
+    NO_MEMORY,
+    REFUSED,
+)
 from sgl_router.wasm.printable import printable
+from sgl_router.wasm.refusals import Reason, RefusalCode
 
+_M = TypeVar("_M")
 _EMPTY_MODULE = b"\0asm\x01\0\0\0"
 _CHILD = "sgl_router.wasm.compile_child"
 _COMPILER_THREADS = "2"
@@ -49,12 +59,12 @@ class CompileError(Exception):
     """A module was not compiled.
 
     Attributes:
-        reason: one sentence that a person can act on, already cut and escaped.
+        reason: one sentence that a person can act on, already cut and escaped, and its code.
     """
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
+    def __init__(self, code: RefusalCode, text: str) -> None:
+        self.reason = Reason(code, text)
+        super().__init__(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,11 @@ def settings_fingerprint(engine: wasmtime.Engine) -> str:
     return hashlib.sha256(wasmtime.Module(engine, _EMPTY_MODULE).serialize()).hexdigest()
 
 
-class Compiler:
-    """Compiles modules for one engine; for any thread."""
+class BaseCompiler(Generic[_M]):
+    """Compiles for one engine, in children; for any thread."""
+
+    _kind: str
+    """What it compiles, as its children know it."""
 
     def __init__(
         self,
@@ -101,12 +114,21 @@ class Compiler:
         self._engine = engine
         self._cache = cache
         self._limits = limits
-        self._made_for = "\n".join((version("wasmtime"), machine(), settings_fingerprint(engine)))
+        made_for = (self._kind, version("wasmtime"), machine(), settings_fingerprint(engine))
+        self._made_for = "\n".join(made_for)
         self._turns = threading.Condition()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
-    def compile(self, wasm: bytes, digest: str) -> wasmtime.Module:
+    def _load(self, artifact: bytes | bytearray) -> _M:
+        """What a child has made. Raises wasmtime.WasmtimeError."""
+        raise NotImplementedError
+
+    def _limits_of(self, wasm: bytes) -> CompileLimits:
+        """Of the child that compiles this."""
+        return self._limits
+
+    def compile(self, wasm: bytes, digest: str) -> _M:
         """The compiled module; blocks for as long as it takes.
 
         `digest` is the SHA-256 of `wasm`, hexadecimal. The thread that calls must live until the
@@ -122,33 +144,23 @@ class Compiler:
             return kept
         made = self._compile_in_child(wasm)
         try:
-            module = wasmtime.Module.deserialize(self._engine, made)
+            module = self._load(made)
         except wasmtime.WasmtimeError as error:
             raise CompileError(
-                f"wasmtime does not load what its compiler made: {_one_line(str(error))}"
+                "compile_failed",
+                f"wasmtime does not load what its compiler made: {_one_line(str(error))}",
             ) from error
         if self._cache is not None:
             self._cache.put(key, made)
         return module
 
-    def compile_own(self, text: str) -> wasmtime.Module:
-        """The compiled module of a WebAssembly text that is the router's own: in this process."""
-        key = self._key(hashlib.sha256(text.encode()).hexdigest())
-        kept = self._kept(key)
-        if kept is not None:
-            return kept
-        module = wasmtime.Module(self._engine, text)
-        if self._cache is not None:
-            self._cache.put(key, module.serialize())
-        return module
-
     def _key(self, digest: str) -> str:
         return hashlib.sha256(f"{digest}\n{self._made_for}".encode()).hexdigest()
 
-    def _kept(self, key: str) -> wasmtime.Module | None:
+    def _kept(self, key: str) -> _M | None:
         if self._cache is not None and (artifact := self._cache.get(key)) is not None:
             try:
-                return wasmtime.Module.deserialize(self._engine, artifact)
+                return self._load(artifact)
             except wasmtime.WasmtimeError:
                 self._cache.remove(key)
         return None
@@ -167,18 +179,39 @@ class Compiler:
             self._turns.wait_for(lambda: self._closed or len(self._children) < self._limits.at_once)
             if self._closed:
                 raise _stopping()
-            child = _start(wasm, self._limits)
+            limits = self._limits_of(wasm)
+            child = _start(wasm, limits, self._kind)
             self._children.add(child)
         try:
             with _ended(child):
-                said = _listen(child, self._limits)
+                said = _listen(child, limits)
         finally:
             with self._turns:
                 self._children.remove(child)
                 self._turns.notify()
         if self._closed:
             raise _stopping()
-        return _artifact(said, child.returncode, self._limits)
+        return _artifact(said, child.returncode, limits)
+
+
+class Compiler(BaseCompiler[wasmtime.Module]):
+    """Compiles core modules."""
+
+    _kind = MODULE
+
+    def _load(self, artifact: bytes | bytearray) -> wasmtime.Module:
+        return wasmtime.Module.deserialize(self._engine, artifact)
+
+    def compile_own(self, text: str) -> wasmtime.Module:
+        """The compiled module of a WebAssembly text that is the router's own: in this process."""
+        key = self._key(hashlib.sha256(text.encode()).hexdigest())
+        kept = self._kept(key)
+        if kept is not None:
+            return kept
+        module = wasmtime.Module(self._engine, text)
+        if self._cache is not None:
+            self._cache.put(key, module.serialize())
+        return module
 
 
 @dataclass(slots=True)
@@ -193,12 +226,12 @@ class _Said:
 
     answer: bytearray
     words: bytes
-    cut_off: str | None
+    cut_off: CompileError | None
 
 
-def _start(wasm: bytes, limits: CompileLimits) -> subprocess.Popen[bytes]:
+def _start(wasm: bytes, limits: CompileLimits, kind: str) -> subprocess.Popen[bytes]:
     """A child with the module on its standard input. Raises CompileError."""
-    limits_given = (str(limits.memory_bytes), str(limits.cpu_secs), str(os.getpid()))
+    given = (str(limits.memory_bytes), str(limits.cpu_secs), str(os.getpid()), kind)
     try:
         # A file in memory: the child reads it when it likes, and nobody has to feed a pipe.
         module = os.memfd_create("module", os.MFD_CLOEXEC)
@@ -207,7 +240,7 @@ def _start(wasm: bytes, limits: CompileLimits) -> subprocess.Popen[bytes]:
                 file.write(wasm)
             os.lseek(module, 0, os.SEEK_SET)
             return subprocess.Popen(
-                [sys.executable, "-P", "-B", "-m", _CHILD, *limits_given],
+                [sys.executable, "-P", "-B", "-m", _CHILD, *given],
                 stdin=module,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -219,7 +252,9 @@ def _start(wasm: bytes, limits: CompileLimits) -> subprocess.Popen[bytes]:
         finally:
             os.close(module)
     except OSError as error:
-        raise CompileError(f"the process that compiles could not be started: {error}") from error
+        raise CompileError(
+            "compile_failed", f"the process that compiles could not be started: {error}"
+        ) from error
 
 
 def _environment() -> dict[str, str]:
@@ -263,7 +298,7 @@ def _listen(child: subprocess.Popen[bytes], limits: CompileLimits) -> _Said:
         while selector.get_map():
             left_secs = ends_at - time.monotonic()
             if left_secs <= 0:
-                said.cut_off = f"it took longer than {limits.wall_secs:g} s"
+                said.cut_off = _too_slow(limits)
                 return said
             for key, _ in selector.select(left_secs):
                 data = os.read(key.fd, _READ_BYTES)
@@ -274,19 +309,22 @@ def _listen(child: subprocess.Popen[bytes], limits: CompileLimits) -> _Said:
                 else:
                     said.answer += data
             if len(said.answer) > longest:
-                said.cut_off = f"the machine code has more than {limits.max_artifact_bytes:,} bytes"
+                said.cut_off = _ended_for(
+                    "compile_size",
+                    f"the machine code has more than {limits.max_artifact_bytes:,} bytes",
+                )
                 return said
     try:
         child.wait(max(0.0, ends_at - time.monotonic()))
     except subprocess.TimeoutExpired:
-        said.cut_off = f"it took longer than {limits.wall_secs:g} s"
+        said.cut_off = _too_slow(limits)
     return said
 
 
 def _artifact(said: _Said, status: int, limits: CompileLimits) -> bytearray:
     """The artifact of a child that ended with `status`. Raises CompileError where it has none."""
     if said.cut_off is not None:
-        raise CompileError(f"compiling the module was ended: {said.cut_off}; {_SMALLER}")
+        raise said.cut_off
     whole = False
     kind = 0
     if len(said.answer) >= HEADER.size:
@@ -297,18 +335,25 @@ def _artifact(said: _Said, status: int, limits: CompileLimits) -> bytearray:
         return said.answer
     if whole and kind == REFUSED:
         words = said.answer[HEADER.size :].decode("utf-8", "replace")
-        raise CompileError(f"the module is not valid: {_one_line(words)}")
+        raise CompileError("module_invalid", f"the module is not valid: {_one_line(words)}")
     if (whole and kind == NO_MEMORY) or any(words in said.words for words in _NO_MEMORY_WORDS):
-        raise CompileError(
-            "compiling the module was ended: it took more than the "
-            f"{limits.memory_bytes:,} bytes of memory that it may have; {_SMALLER}"
+        raise _ended_for(
+            "compile_memory",
+            f"it took more than the {limits.memory_bytes:,} bytes of memory that it may have",
         )
     if status == -signal.SIGXCPU:
-        raise CompileError(
-            f"compiling the module was ended: it took more than {limits.cpu_secs} s of CPU time; "
-            f"{_SMALLER}"
-        )
-    raise CompileError(f"compiling the module failed: its process {_how_it_ended(status, said)}")
+        raise _ended_for("compile_time", f"it took more than {limits.cpu_secs} s of CPU time")
+    how = _how_it_ended(status, said)
+    raise CompileError("compile_failed", f"compiling the module failed: its process {how}")
+
+
+def _too_slow(limits: CompileLimits) -> CompileError:
+    return _ended_for("compile_time", f"it took longer than {limits.wall_secs:g} s")
+
+
+def _ended_for(code: RefusalCode, why: str) -> CompileError:
+    """For a child that was ended, or ended itself, at one of its limits."""
+    return CompileError(code, f"compiling the module was ended: {why}; {_SMALLER}")
 
 
 def _how_it_ended(status: int, said: _Said) -> str:
@@ -330,4 +375,4 @@ def _one_line(text: str) -> str:
 
 
 def _stopping() -> CompileError:
-    return CompileError("the router is stopping, and compiles nothing any more")
+    return CompileError("router_stopping", "the router is stopping, and compiles nothing any more")

@@ -1,6 +1,6 @@
 """The process that compiles one module; `sgl_router.wasm.compile` starts it and reads its answer.
 
-    python -m sgl_router.wasm.compile_child MEMORY_BYTES CPU_SECS PARENT
+    python -m sgl_router.wasm.compile_child MEMORY_BYTES CPU_SECS PARENT (module|component)
 
 The module comes on standard input, until its end. The answer goes to standard output: `HEADER` with
 `MAGIC`, the kind of the answer and its length, then the answer itself. Whatever is printed besides
@@ -25,6 +25,9 @@ MAGIC = b"sglc"
 ARTIFACT, REFUSED, NO_MEMORY = 1, 2, 3
 """What an answer is: the compiled module; why wasmtime refuses it (UTF-8); nothing."""
 
+MODULE, COMPONENT = "module", "component"
+"""What is to be compiled."""
+
 _BINARY = b"\0asm"
 _NICENESS = 5  # a router that is busy goes first
 _FIRST_TO_BE_KILLED = "1000"
@@ -36,12 +39,13 @@ _PR_SET_NO_NEW_PRIVS = 38
 def main() -> None:
     """Compile what is on standard input; never returns."""
     memory_bytes, cpu_secs, parent = (int(argument) for argument in sys.argv[1:4])
+    kind_of_module = sys.argv[4]
     _die_with(parent)
     _lower_limits(memory_bytes, cpu_secs)
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     try:
-        kind, answer = _compiled(sys.stdin.buffer.read, _no_more_files)
+        kind, answer = _compiled(sys.stdin.buffer.read, _no_more_files, kind_of_module)
     except MemoryError:
         kind, answer = NO_MEMORY, bytearray()
     with os.fdopen(answers, "wb") as pipe:
@@ -50,18 +54,23 @@ def main() -> None:
     os._exit(0)  # the compiler's memory need not be tidied up
 
 
-def _compiled(read: Callable[[], bytes], lock: Callable[[], None]) -> tuple[int, bytearray]:
+def _compiled(
+    read: Callable[[], bytes], lock: Callable[[], None], kind: str
+) -> tuple[int, bytearray]:
     """The kind of the answer, and the answer. `lock` is called before the module is read."""
     import wasmtime  # noqa: PLC0415 - under the limits, which were set just now
+    from wasmtime.component import Component  # noqa: PLC0415
 
-    from sgl_router.wasm.engine import make_engine  # noqa: PLC0415
+    from sgl_router.wasm.engine import make_component_engine, make_engine  # noqa: PLC0415
 
-    engine = make_engine()
+    engine = make_component_engine() if kind == COMPONENT else make_engine()
     lock()
     wasm = read()
     if not wasm.startswith(_BINARY):  # wasmtime-py would take it for WebAssembly text
         return REFUSED, bytearray(b"it does not begin as a WebAssembly binary does")
     try:
+        if kind == COMPONENT:
+            return ARTIFACT, Component(engine, wasm).serialize()
         return ARTIFACT, wasmtime.Module(engine, wasm).serialize()
     except wasmtime.WasmtimeError as error:
         return REFUSED, bytearray(str(error)[:_MAX_REFUSAL_CHARS].encode())

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from sgl_router.wasm.grants import grant_problems
+from sgl_router.wasm.refusals import Reason
 
 MAX_EXECUTION_TIME_MS = 30_000
 MAX_MEMORY_BYTES = 100 * 1024 * 1024
@@ -16,6 +17,7 @@ MAX_REQUEST_TEXT_BYTES = 8 * 1024 * 1024
 MAX_INLINE_BUDGET_MS = 100
 
 Isolation = Literal["shared", "per_call"]
+Lane = Literal["auto", "inline", "offload"]
 
 RESERVED_NAMES = frozenset({"default", "none", "system", "wasm"})
 GIVEN_BY = "(key config of the plugin's settings: option --plugin-config, or WasmPolicyConfig)"
@@ -45,6 +47,9 @@ class WasmPolicyConfig:
         isolation: `shared`, one instance decides after the other; `per_call`, each decision has an
             instance of its own, so that the guest's memory carries nothing over.
         sha256: what the module must be, hexadecimal; None: any.
+        lane: where decisions are taken: `inline`, on the event loop, as long as they stay within
+            `inline_budget_ms`; `offload`, on a thread of the plugin's own; `auto`, that of a core
+            module on the event loop, of a component on its own thread.
     """
 
     module_path: str
@@ -58,14 +63,15 @@ class WasmPolicyConfig:
     inline_budget_ms: int = 5
     isolation: Isolation = "shared"
     sha256: str | None = None
+    lane: Lane = "auto"
 
     def settings(self) -> dict[str, Any]:
         """All of it but the name and the path: what may be said of a plugin that was sent."""
         names = [field.name for field in fields(self) if field.name not in ("name", "module_path")]
         return {name: getattr(self, name) for name in names}
 
-    def problems(self, builtin_names: Collection[str]) -> list[str]:
-        """Everything that is wrong with these settings, a sentence each."""
+    def problems(self, builtin_names: Collection[str]) -> list[Reason]:
+        """Everything that is wrong with these settings."""
         found = name_problems(self.name, builtin_names)
         found += _range_problems(
             "max_execution_time_ms", self.max_execution_time_ms, MAX_EXECUTION_TIME_MS, "ms"
@@ -80,16 +86,19 @@ class WasmPolicyConfig:
             "inline_budget_ms", self.inline_budget_ms, MAX_INLINE_BUDGET_MS, "ms"
         )
         if self.isolation not in get_args(Isolation):
-            found.append(f"isolation is {self.isolation!r:.80}; expected shared or per_call")
+            text = f"isolation is {self.isolation!r:.80}; expected shared or per_call"
+            found.append(Reason("choice_unknown", text))
+        if self.lane not in get_args(Lane):
+            text = f"lane is {self.lane!r:.80}; expected auto, inline or offload"
+            found.append(Reason("choice_unknown", text))
         if self.sha256 is not None and not is_digest(self.sha256):
-            found.append(f"sha256 is {self.sha256!r:.80}; expected 64 hexadecimal digits")
+            text = f"sha256 is {self.sha256!r:.80}; expected 64 hexadecimal digits"
+            found.append(Reason("sha256_invalid", text))
         found += grant_problems(self.allowed_syscalls)
         found += _config_problems(self.config)
         if not isinstance(self.fallback, str) or self.fallback not in builtin_names:
-            found.append(
-                f"fallback is {self.fallback!r:.80}; expected a built-in policy: "
-                + ", ".join(sorted(builtin_names))
-            )
+            text = f"fallback is {self.fallback!r:.80}; expected a built-in policy: "
+            found.append(Reason("fallback_unknown", text + ", ".join(sorted(builtin_names))))
         return found
 
 
@@ -97,31 +106,34 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
-def name_problems(name: object, builtin_names: Collection[str]) -> list[str]:
+def name_problems(name: object, builtin_names: Collection[str]) -> list[Reason]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return [f"name is {name!r:.80}; expected 1 to 64 of a-z A-Z 0-9 _ -; {_NAMED}"]
+        text = f"name is {name!r:.80}; expected 1 to 64 of a-z A-Z 0-9 _ -; {_NAMED}"
+        return [Reason("name_invalid", text)]
     if name in RESERVED_NAMES or name in builtin_names:
-        return [f"name {name!r} is reserved; {_NAMED}"]
+        return [Reason("name_reserved", f"name {name!r} is reserved; {_NAMED}")]
     return []
 
 
-def _range_problems(option: str, value: object, limit: int, unit: str) -> list[str]:
+def _range_problems(option: str, value: object, limit: int, unit: str) -> list[Reason]:
     if type(value) is not int or value < 1:
-        return [f"{option} is {value!r:.80}; expected a whole number from 1 to {limit:,} {unit}"]
-    if value > limit:
-        return [f"{option} is {value:,}; at most {limit:,} {unit} are allowed"]
-    return []
+        text = f"{option} is {value!r:.80}; expected a whole number from 1 to {limit:,} {unit}"
+    elif value > limit:
+        text = f"{option} is {value:,}; at most {limit:,} {unit} are allowed"
+    else:
+        return []
+    return [Reason("setting_out_of_range", text)]
 
 
-def _config_problems(config: object) -> list[str]:
+def _config_problems(config: object) -> list[Reason]:
     if not isinstance(config, Mapping):
-        return [f"config is {type(config).__name__}; expected an object {GIVEN_BY}"]
+        text = f"config is {type(config).__name__}; expected an object {GIVEN_BY}"
+        return [Reason("config_not_an_object", text)]
     try:
         size = len(orjson.dumps(dict(config)))
     except orjson.JSONEncodeError as error:
-        return [f"config is not JSON: {error} {GIVEN_BY}"]
+        return [Reason("config_not_json", f"config is not JSON: {error} {GIVEN_BY}")]
     if size > MAX_CONFIG_BYTES:
-        return [
-            f"config is {size:,} bytes of JSON; at most {MAX_CONFIG_BYTES:,} are allowed {GIVEN_BY}"
-        ]
+        text = f"config is {size:,} bytes of JSON; at most {MAX_CONFIG_BYTES:,} are allowed"
+        return [Reason("config_too_large", f"{text} {GIVEN_BY}")]
     return []

@@ -1,21 +1,31 @@
 """The contracts on the host's side: what a guest is given, and what its answer means.
 
 All of it belongs to the event loop's thread but `ask_later`: what a decision in the offload lane is
-asked goes there as bytes, and its answer is judged when it comes back.
+asked goes there as plain data that nothing changes, and its answer is judged when it comes back.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from sgl_router.core.policy import Outcome
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.errors import DecisionError
+from sgl_router.wasm.abi.component_v1 import (
+    ComponentAnswer,
+    ComponentEncoder,
+    ComponentInput,
+    ComponentOutcome,
+    encode_outcome,
+    state_patch,
+)
 from sgl_router.wasm.abi.json_v1 import EMPTY_STATE, Answer, JsonEncoder, PluginState, decode_answer
 from sgl_router.wasm.abi.table_v1 import TableEncoder
+from sgl_router.wasm.component import ComponentDriver
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.driver import GuestError
 from sgl_router.wasm.instance import Instance
-from sgl_router.wasm.module import PluginModule
+from sgl_router.wasm.module import Abi, PluginModule
 from sgl_router.wasm.table_driver import TableDriver
 
 MAX_KEPT_ANSWERS = 1024
@@ -24,7 +34,9 @@ MAX_KEPT_ANSWER_BYTES = 128
 
 
 class Contract(Protocol):
-    """Of one version of a plugin; an answer is what `ask_later` has returned.
+    """Of one version of a plugin.
+
+    An input is what `encode` has made, and an answer what `ask_later` has returned.
 
     Attributes:
         state: what the plugin has returned to be given back.
@@ -37,11 +49,11 @@ class Contract(Protocol):
     ) -> int | None:
         """A decision at once, judged. Raises DecisionError."""
 
-    def encode(self, workers: WorkerView, request: RequestView) -> bytes:
+    def encode(self, workers: WorkerView, request: RequestView) -> Any:
         """What a decision is asked later."""
 
     def ask_later(
-        self, instance: Instance, payload: bytes, now_ms: int, entropy: int, limit_ms: float
+        self, instance: Instance, payload: Any, now_ms: int, entropy: int, limit_ms: float
     ) -> Any:
         """A decision of what was encoded before; on any thread. Raises DecisionError."""
 
@@ -51,7 +63,7 @@ class Contract(Protocol):
         Raises DecisionError where it must not be followed; the state is then as it was.
         """
 
-    def encode_outcome(self, outcome: Outcome) -> bytes:
+    def encode_outcome(self, outcome: Outcome) -> Any:
         """The input of `on_request_complete`."""
 
     def close(self) -> None:
@@ -60,7 +72,12 @@ class Contract(Protocol):
 
 def contract_for(module: PluginModule, config: WasmPolicyConfig) -> Contract:
     """The contract that a module keeps."""
-    return (TableContract if module.abi == "table_v1" else JsonContract)(module, config)
+    contracts: dict[Abi, Callable[[PluginModule, WasmPolicyConfig], Contract]] = {
+        "json_v1": JsonContract,
+        "table_v1": TableContract,
+        "component_v1": ComponentContract,
+    }
+    return contracts[module.abi](module, config)
 
 
 class JsonContract:
@@ -170,6 +187,56 @@ class TableContract:
 
     def close(self) -> None:
         self._encoder.close()
+
+
+class ComponentContract:
+    """The component ABI, version 1. Its state is kept as that of the JSON ABI is."""
+
+    def __init__(self, module: PluginModule, config: WasmPolicyConfig) -> None:
+        manifest = module.manifest
+        self._name = config.name
+        self._encoder = ComponentEncoder(
+            manifest.needs, config.max_request_text_bytes, manifest.reads_body
+        )
+        self.state = EMPTY_STATE
+
+    def decide(
+        self, instance: Instance, workers: WorkerView, request: RequestView, limit_ms: float
+    ) -> int | None:
+        given = self._encoder.encode(workers, request, self.state)
+        return self.judge(self.ask_later(instance, given, 0, 0, limit_ms), workers)
+
+    def encode(self, workers: WorkerView, request: RequestView) -> ComponentInput:
+        return self._encoder.encode(workers, request, self.state)
+
+    def ask_later(
+        self,
+        instance: Instance,
+        payload: ComponentInput,
+        now_ms: int,
+        entropy: int,
+        limit_ms: float,
+    ) -> ComponentAnswer:
+        driver = instance.driver
+        assert type(driver) is ComponentDriver, "made for the module"
+        return instance.call(driver.decide, payload, limit_ms)
+
+    def judge(self, answer: ComponentAnswer, workers: WorkerView) -> int | None:
+        patch = state_patch(self._name, answer)
+        index = answer.selected_worker
+        if index is not None:
+            healthy = workers.healthy
+            if not (index < len(healthy) and healthy[index]):
+                raise _misjudged(self._name, index, workers)
+        if patch is not None:
+            self.state = self.state.merged(self._name, patch)
+        return index
+
+    def encode_outcome(self, outcome: Outcome) -> ComponentOutcome:
+        return encode_outcome(outcome)
+
+    def close(self) -> None:
+        pass
 
 
 def _misjudged(plugin: str, index: int, workers: WorkerView) -> DecisionError:

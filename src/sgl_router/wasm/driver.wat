@@ -3,7 +3,7 @@
 ;; finds the result there, at 0 too. Each pointer of the guest's is checked before it is used: sizes
 ;; are compared with what there is after it, since a sum of both could wrap around.
 
-(module
+(module $sgl_router_driver
   (import "guest" "memory" (memory $guest 0))
   (import "guest" "alloc" (func $alloc (param i32) (result i32)))
   (import "guest" "dealloc" (func $dealloc (param i32 i32)))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from sgl_router.wasm.refusals import Reason
+
 WASI_MODULE = "wasi_snapshot_preview1"
 
 # Sockets are in no group, so that nothing grants them.
@@ -55,21 +57,22 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _GROUP_OF = {f"{WASI_MODULE}.{name}": group for group, names in GROUPS.items() for name in names}
 
 
-def grant_problems(allowed_syscalls: object) -> list[str]:
+def grant_problems(allowed_syscalls: object) -> list[Reason]:
     """What is wrong with the option `allowed_syscalls`."""
     if isinstance(allowed_syscalls, str) or not isinstance(allowed_syscalls, Sequence):
-        return [f"allowed_syscalls is {type(allowed_syscalls).__name__}; expected a list of names"]
+        text = f"allowed_syscalls is {type(allowed_syscalls).__name__}; expected a list of names"
+        return [Reason("syscalls_not_a_list", text)]
     found = []
     for entry in allowed_syscalls:
         if isinstance(entry, str) and (entry in GROUPS or entry in _GROUP_OF):
             continue
+        text = f"allowed_syscalls lists {entry!r:.80}; "
         if isinstance(entry, str) and "sock" in entry:
-            found.append(f"allowed_syscalls lists {entry!r:.80}; network access is never granted")
+            found.append(Reason("syscall_is_network", text + "network access is never granted"))
         else:
-            found.append(
-                f"allowed_syscalls lists {entry!r:.80}; expected one of {', '.join(GROUPS)} "
-                f"or a full name such as {WASI_MODULE}.random_get"
-            )
+            text += f"expected one of {', '.join(GROUPS)} "
+            text += f"or a full name such as {WASI_MODULE}.random_get"
+            found.append(Reason("syscall_unknown", text))
     return found
 
 
@@ -86,6 +89,11 @@ def granted(allowed_syscalls: Iterable[str]) -> frozenset[str]:
 def group_of(import_name: str) -> str | None:
     """The group that would grant an import (by full name), or None where nothing does."""
     return _GROUP_OF.get(import_name)
+
+
+def is_network(import_name: str) -> bool:
+    """Whether an import (by full name) is one of WASI's sockets."""
+    return import_name.startswith(f"{WASI_MODULE}.sock_")
 
 
 def has_files(grants: frozenset[str]) -> bool:

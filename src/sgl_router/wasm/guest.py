@@ -47,22 +47,22 @@ class Guest:
         try:
             return self.contract.decide(instance, workers, request, limit_ms)
         finally:
-            if instance.poisoned or self._per_call or instance.driver.pages >= instance.worn_pages:
+            if instance.poisoned or instance.driver.pages >= instance.worn_pages:
                 self.instance = None
                 self.late_failure = instance.late_failure
 
-    def answer(self, payload: bytes, now_ms: int, entropy: int, limit_ms: float) -> TimedAnswer:
+    def answer(self, payload: Any, now_ms: int, entropy: int, limit_ms: float) -> TimedAnswer:
         """The answer to what the contract has encoded before. Raises DecisionError."""
         started = time.perf_counter()
         instance, left_ms = self._started(limit_ms)
         try:
             answer = self.contract.ask_later(instance, payload, now_ms, entropy, left_ms)
         finally:
-            if instance.poisoned or self._per_call or instance.driver.pages >= instance.worn_pages:
+            if instance.poisoned or instance.driver.pages >= instance.worn_pages:
                 self.instance = None
         return answer, (time.perf_counter() - started) * 1000, instance.late_failure
 
-    def report(self, payload: bytes, now_ms: int, limit_ms: float) -> float:
+    def report(self, payload: Any, now_ms: int, limit_ms: float) -> float:
         """Tell it how a request has ended (`Contract.encode_outcome`).
 
         Returns the milliseconds that it took. Raises DecisionError.
@@ -72,11 +72,11 @@ class Guest:
         try:
             instance.on_request_complete(payload, now_ms, left_ms)
         finally:
-            if instance.poisoned or self._per_call or instance.driver.pages >= instance.worn_pages:
+            if instance.poisoned or instance.driver.pages >= instance.worn_pages:
                 self.instance = None
         return (time.perf_counter() - started) * 1000
 
-    def encode_outcome(self, outcome: Outcome) -> bytes:
+    def encode_outcome(self, outcome: Outcome) -> Any:
         """What `report` takes."""
         return self.contract.encode_outcome(outcome)
 
@@ -95,6 +95,7 @@ class Guest:
             registry.add(Worker(f"http://127.0.0.1:{port}", Health.UP))
         request = RequestView("self-test", "/v1/chat/completions")
         index, said = None, None
+        _, limit_ms = self._started(limit_ms)  # an error by which it refuses to start is a failure
         started = time.perf_counter()
         try:
             index = self.decide(registry.view(), request, limit_ms)
@@ -115,5 +116,7 @@ class Guest:
             return instance, limit_ms
         started = time.perf_counter()
         instance = self.instance = Instance(self._sandbox, limit_ms)
+        if self._per_call:
+            instance.worn_pages = 0  # by its first call
         self.instances += 1
         return instance, limit_ms - (time.perf_counter() - started) * 1000

@@ -2,18 +2,20 @@
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import wasmtime
 
-from sgl_router.errors import DecisionError, FailureKind
+from sgl_router.errors import DecisionError, FailureKind, LastWords
 from sgl_router.wasm.clock import NEVER, CallTimer
-from sgl_router.wasm.driver import PAGE_BYTES, Driver, GuestError
-from sgl_router.wasm.printable import printable
+from sgl_router.wasm.component import ComponentDriver
+from sgl_router.wasm.driver import PAGE_BYTES, Driver, Exports, GuestError
+from sgl_router.wasm.panics import panic_text
 from sgl_router.wasm.sandbox import Sandbox
 from sgl_router.wasm.table_driver import TableDriver
-from sgl_router.wasm.wasi import do_nothing
+from sgl_router.wasm.trap import Ended, backtrace_of, cause_of
+from sgl_router.wasm.wasi_output import panic_in
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")
@@ -48,11 +50,12 @@ class Instance:
         self.poisoned = False
         self.late_failure: DecisionError | None = None
         self._host = sandbox.host if sandbox.module.imports else None
+        self._exports: Exports = {}
         try:
             self._store = sandbox.new_store()
         except wasmtime.WasmtimeError as error:  # no descriptor is left for its files
-            raise self._failed("trap", printable(_last_line(error), 300)) from None
-        self._clock = sandbox.runtime.clock
+            raise self._failed("trap", cause_of(error)) from None
+        self._clock = sandbox.clock
         self.driver = self.call(self._start, None, limit_ms)
         limit_pages = sandbox.config.max_memory_bytes * WORN_SHARE / PAGE_BYTES
         self.worn_pages = max(self.memory_bytes // PAGE_BYTES + 1, limit_pages)
@@ -82,14 +85,13 @@ class Instance:
             self.late_failure = failure.with_traceback(None)
             return result
 
-    def on_request_complete(
-        self, payload: bytes, now_ms: int, limit_ms: float | None = None
-    ) -> None:
+    def on_request_complete(self, payload: Any, now_ms: int, limit_ms: float | None = None) -> None:
         """Tell the plugin, which must export the function, how a request has ended.
 
-        Raises DecisionError.
+        The payload is what its contract has encoded. Raises DecisionError.
         """
-        self.call(self.driver.report, payload, limit_ms, now_ms)
+        report: Callable[[Any], None] = self.driver.report
+        self.call(report, payload, limit_ms, now_ms)
 
     def call(
         self,
@@ -126,11 +128,11 @@ class Instance:
             finally:
                 timer.ends_at = NEVER
                 if host is not None:
-                    host.stop = do_nothing
+                    host.end()
         if host is not None and host.exit_code is not None:
-            failure = self._failed(
-                "trap", f"called proc_exit({host.exit_code}); a plugin must not exit"
-            )
+            detail = f"called proc_exit({host.exit_code}); a plugin must not exit"
+            words = LastWords() if failure is None else failure.words
+            failure = self._failed("trap", detail, self._words(words.backtrace, exited=True))
         if failure is None:
             return result
         self.poisoned = failure.kind != "plugin_error"
@@ -139,11 +141,13 @@ class Instance:
         finally:
             del failure  # its traceback holds this frame: a cycle
 
-    def _start(self, _: None) -> Driver | TableDriver:
+    def _start(self, _: None) -> Driver | TableDriver | ComponentDriver:
         sandbox, store = self._sandbox, self._store
+        if sandbox.module.component is not None:
+            return sandbox.start_component(store, sandbox.module.component)
         guest = sandbox.instantiate(store)
         runtime = sandbox.runtime
-        exports = guest.exports(store)
+        self._exports = exports = guest.exports(store)
         for name in ("_initialize", "init"):
             if name in sandbox.module.exports:
                 runtime.calls.function(store, exports, name)()
@@ -152,37 +156,43 @@ class Instance:
             return TableDriver(store, runtime.table_driver, exports, runtime.calls, config=given)
         return Driver(store, runtime.driver, exports, runtime.calls)
 
-    def failed(self, error: GuestError) -> DecisionError:
+    def failed(self, error: GuestError, words: LastWords | None = None) -> DecisionError:
         """What a guest that has broken the contract comes to; it is thrown away."""
         self.poisoned = True
         limit = f"; max_memory_bytes is {self._sandbox.config.max_memory_bytes:,}"
-        return self._failed(
-            error.kind, error.detail + (limit if error.kind == "out_of_memory" else "")
-        )
+        detail = error.detail + (limit if error.kind == "out_of_memory" else "")
+        return self._failed(error.kind, detail, words)
 
     def _failure(
         self,
-        error: GuestError | wasmtime.Trap | wasmtime.WasmtimeError,
+        error: GuestError | Ended,
         timer: CallTimer,
         limit_ms: float,
     ) -> DecisionError:
         config = self._sandbox.config
         if isinstance(error, GuestError):
-            return self.failed(error)
+            return self.failed(error, self._words())
         if timer.expired and self._clock.closed:
             return self._failed("trap", "the router has stopped")
         if timer.expired:
             option, limit = "max_execution_time_ms", config.max_execution_time_ms
             if limit_ms <= config.inline_budget_ms < limit:
                 option, limit = "inline_budget_ms", config.inline_budget_ms
-            return self._failed("timeout", f"ran longer than {option} ({limit:,})")
-        return self._failed("trap", printable(_last_line(error), 300))
+            detail = f"ran longer than {option} ({limit:,})"
+            return self._failed("timeout", detail, self._words(backtrace_of(error)))
+        panic = panic_text(self._store, self._exports)
+        return self._failed("trap", cause_of(error), self._words(backtrace_of(error), panic))
 
-    def _failed(self, kind: FailureKind, detail: str) -> DecisionError:
-        return DecisionError(self._sandbox.config.name, kind, detail)
+    def _words(
+        self, backtrace: tuple[str, ...] = (), panic: str | None = None, *, exited: bool = False
+    ) -> LastWords:
+        output = None if self._host is None else self._host.output.last
+        panic = panic or panic_in(output)
+        if panic is None and output is not None and exited:
+            panic = output.splitlines()[-1]  # who gives up says why, and goes
+        return LastWords(panic, output, backtrace)
 
-
-def _last_line(error: wasmtime.Trap | wasmtime.WasmtimeError) -> str:
-    """The cause stands below the backtrace."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    def _failed(
+        self, kind: FailureKind, detail: str, words: LastWords | None = None
+    ) -> DecisionError:
+        return DecisionError(self._sandbox.config.name, kind, detail, words or LastWords())

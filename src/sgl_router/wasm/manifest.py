@@ -12,6 +12,7 @@ from referencing import Registry
 
 from sgl_router.wasm.config import GIVEN_BY
 from sgl_router.wasm.printable import printable, shown
+from sgl_router.wasm.refusals import Reason
 
 SECTION = "sgl-router.manifest"
 MAX_MANIFEST_BYTES = 64 * 1024
@@ -61,33 +62,37 @@ class Manifest:
     reads_body: bool = True
 
 
-def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
+def read_manifest(section: bytes) -> tuple[Manifest, list[Reason]]:
     """Parse the section; returns the manifest and everything that is wrong with it."""
     if len(section) > MAX_MANIFEST_BYTES:
-        return Manifest(), [
+        text = (
             f"its manifest has {len(section):,} bytes; at most {MAX_MANIFEST_BYTES:,} are allowed"
-        ]
+        )
+        return Manifest(), [Reason("manifest_too_large", text)]
     try:
         raw = orjson.loads(section)
     except orjson.JSONDecodeError as error:
-        return Manifest(), [f"its manifest is not JSON: {error}"]
+        return Manifest(), [Reason("manifest_not_json", f"its manifest is not JSON: {error}")]
     if not isinstance(raw, dict):
-        return Manifest(), ["its manifest is not a JSON object"]
+        return Manifest(), [Reason("manifest_not_json", "its manifest is not a JSON object")]
     needs, problems = _needs(raw.get("needs"))
     abi = raw.get("abi", HOST_ABI)
     if type(abi) is not int or not 1 <= abi <= HOST_ABI:
-        problems.append(f"it asks for ABI version {shown(abi)}; this router has {HOST_ABI}")
+        text = f"it asks for ABI version {shown(abi)}; this router has {HOST_ABI}"
+        problems.append(Reason("manifest_abi", text))
     schema = raw.get("config_schema")
     if schema is not None:
         problems += _schema_problems(schema)
     reads_body = raw.get("reads_body", True)
     if type(reads_body) is not bool:
-        problems.append(f"its manifest has reads_body {shown(reads_body)}; expected true or false")
+        text = f"its manifest has reads_body {shown(reads_body)}; expected true or false"
+        problems.append(Reason("manifest_reads_body", text))
     elif not reads_body and needs & _IN_BODY:
-        problems.append(
+        text = (
             f"it needs {', '.join(sorted(needs & _IN_BODY))}, which the request's body tells, and "
             "its manifest says that it does not read that (reads_body)"
         )
+        problems.append(Reason("manifest_body_needed", text))
     version = raw.get("version")
     return (
         Manifest(
@@ -100,7 +105,7 @@ def read_manifest(section: bytes) -> tuple[Manifest, list[str]]:
     )
 
 
-def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
+def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[Reason]:
     """Where `config` does not match the plugin's schema, each with its path; no more than 100."""
     if manifest.config_schema is None:
         return []
@@ -108,42 +113,54 @@ def config_problems(manifest: Manifest, config: Mapping[str, Any]) -> list[str]:
     try:
         errors = list(islice(validator.iter_errors(dict(config)), MAX_MISMATCHES))
     except (RecursionError, ValueError) as error:  # nested too deeply, an $id that is no URI
-        return [f"the config_schema in its manifest cannot be used: {printable(str(error), 200)}"]
+        why = printable(str(error), 200)
+        return [_bad_schema(f"the config_schema in its manifest cannot be used: {why}")]
     return [
-        f"config{printable(error.json_path.removeprefix('$'), 200)} does not match the plugin's "
-        f"schema: {printable(error.message, 200)} {GIVEN_BY}"
+        Reason(
+            "config_mismatch",
+            f"config{printable(error.json_path.removeprefix('$'), 200)} does not match the "
+            f"plugin's schema: {printable(error.message, 200)} {GIVEN_BY}",
+        )
         for error in errors
     ]
 
 
-def _needs(value: object) -> tuple[frozenset[str], list[str]]:
+def _needs(value: object) -> tuple[frozenset[str], list[Reason]]:
     if value is None:
         return Manifest().needs, []
     if not isinstance(value, list) or not all(isinstance(need, str) for need in value):
-        return frozenset(), ["the needs in its manifest are not a list of names"]
+        text = "the needs in its manifest are not a list of names"
+        return frozenset(), [Reason("manifest_needs", text)]
     unknown = sorted(set(value) - KNOWN_NEEDS)
     if unknown:
-        return frozenset(), [
+        text = (
             f"it needs {printable(', '.join(unknown), 200)}, which this router does not provide; "
-            f"it provides {', '.join(sorted(KNOWN_NEEDS))}"
-        ]
+        )
+        text += f"it provides {', '.join(sorted(KNOWN_NEEDS))}"
+        return frozenset(), [Reason("manifest_need_unknown", text)]
     return frozenset(value), []
 
 
-def _schema_problems(schema: object) -> list[str]:
+def _schema_problems(schema: object) -> list[Reason]:
     if not isinstance(schema, dict):
-        return ["the config_schema in its manifest is not an object"]
+        return [_bad_schema("the config_schema in its manifest is not an object")]
     try:
         forbidden = sorted(set(_forbidden_keywords(schema)))
         if not forbidden:
             Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        return [f"the config_schema in its manifest is no JSON Schema: {printable(error.message)}"]
+        why = printable(error.message)
+        return [_bad_schema(f"the config_schema in its manifest is no JSON Schema: {why}")]
     except RecursionError:
-        return ["the config_schema in its manifest is nested too deeply"]
+        return [_bad_schema("the config_schema in its manifest is nested too deeply")]
     if forbidden:
-        return [f"the config_schema in its manifest uses {', '.join(forbidden)}: not allowed here"]
+        text = f"the config_schema in its manifest uses {', '.join(forbidden)}: not allowed here"
+        return [Reason("schema_keyword", text)]
     return []
+
+
+def _bad_schema(text: str) -> Reason:
+    return Reason("schema_invalid", text)
 
 
 def _forbidden_keywords(schema: object) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The offload lane: a thread of a plugin's own, for calls that take too long for the event loop.
 
 wasmtime releases the GIL while a guest runs, so that the event loop goes on meanwhile. What goes in
-and what comes out is bytes: everything else of a decision is done on the event loop.
+and what comes out is plain data: everything else of a decision is done on the event loop.
 """
 
 import asyncio
@@ -26,8 +26,9 @@ MAX_WAITING = 256
 IDLE_SECS = 30.0
 """A thread that had nothing to do for so long ends."""
 
-STACK_BYTES = 2 * 1024 * 1024
-"""Of the thread: sixteen times what a guest may use. The system's own may be much smaller."""
+STACK_BYTES = 4 * 1024 * 1024
+"""Of the thread: four times what a component may use, and 32 times what a core module may. The
+system's own may be much smaller."""
 
 NICENESS = 10
 """The thread's, on top of the process's: where CPUs are scarce, the event loop comes first."""

@@ -145,7 +145,7 @@ class WasmPolicy(Policy):
             self.stale = (
                 f"version {version.id} failed {self._trial_failures} of its first "
                 f"{version.decisions + self._trial_failures} decisions and was rolled back; the "
-                f"last: {error.kind}: {error.detail}"
+                f"last: {error.why}"
             )
             self._return("rejected")
             _log.warning("plugin %s: %s", self.name, self.stale)
@@ -153,6 +153,7 @@ class WasmPolicy(Policy):
     def status(self, now_ms: int, in_use_as: list[str]) -> PluginStatus:
         """What is shown of it, with what it is used for."""
         current, previous = self.current, self.previous
+        failure = current.last_failure
         return PluginStatus(
             name=self.name,
             current=current.status(),
@@ -162,7 +163,8 @@ class WasmPolicy(Policy):
             quarantine=current.quarantine.status(now_ms),
             fallback=current.config.fallback,
             stale=self.stale,
-            last_failure=current.last_failure,
+            last_failure=None if failure is None else failure.line(self.name),
+            last_failure_detail=failure,
             swaps=self.swaps,
             in_use_as=in_use_as,
         )

@@ -9,10 +9,11 @@ from itertools import count
 from typing import Literal
 from weakref import WeakValueDictionary
 
-from sgl_router.errors import DecisionError, PluginRefused
+from sgl_router.errors import DecisionError, FailureKind, PluginRefused
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.module import check_module, read_module
 from sgl_router.wasm.policy import WasmPolicy
+from sgl_router.wasm.refusals import Reason, RefusalCode
 from sgl_router.wasm.runtime import RuntimeOptions, WasmRuntime
 from sgl_router.wasm.sandbox import Sandbox
 from sgl_router.wasm.status import PluginSource
@@ -20,6 +21,17 @@ from sgl_router.wasm.version import PluginVersion
 
 MAX_BUILDS = 3
 """Versions that are built at a time; each holds a thread for as long as its plugin may take."""
+
+# A version that is tried out is in no quarantine.
+_OF_TRIAL: dict[FailureKind, RefusalCode] = {
+    "trap": "trial_trap",
+    "timeout": "trial_timeout",
+    "out_of_memory": "trial_out_of_memory",
+    "bad_output": "trial_bad_output",
+    "out_of_range": "trial_bad_choice",
+    "unhealthy_pick": "trial_bad_choice",
+    "plugin_error": "trial_plugin_error",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +75,8 @@ class WasmPolicyRegistry:
         name = str(config.name)  # of any type until it has been checked
         lock = self._locks.get(name)
         if name in self._plugins or (lock is not None and lock.locked()):
-            raise PluginRefused(name, ["a plugin of this name is loaded already; unload it first"])
+            text = "a plugin of this name is loaded already; unload it first"
+            raise PluginRefused(name, [Reason("name_taken", text)])
         policy, _ = await self.put(config, wasm, source)
         return policy
 
@@ -103,7 +116,7 @@ class WasmPolicyRegistry:
         """Take a version into use. Raises PluginRefused where the router has stopped meanwhile."""
         name = version.config.name
         if self._closed:
-            raise PluginRefused(name, ["the router stopped while it was being loaded"])
+            raise _stopping(name, "the router stopped while it was being loaded")
         policy = self._plugins.get(name)
         if policy is None:
             policy = self._plugins[name] = WasmPolicy(version)
@@ -143,7 +156,7 @@ class WasmPolicyRegistry:
         """Not sooner than on the thread: a load may be given up while it waits for one."""
         with self._lock:
             if self._closed:
-                raise PluginRefused(name, ["the router has stopped"])
+                raise _stopping(name, "the router has stopped")
             if self._runtime is None:
                 self._runtime = WasmRuntime(self._options)
             return self._runtime
@@ -161,9 +174,12 @@ class WasmPolicyRegistry:
         try:
             return PluginVersion(Sandbox(module, config, runtime), source, id)
         except DecisionError as error:
-            raise PluginRefused(
-                name, [f"it fails when tried out: {error.kind}: {error.detail}"]
-            ) from error
+            text = f"it fails when tried out: {error.why}{error.where}"
+            raise PluginRefused(name, [Reason(_OF_TRIAL[error.kind], text)]) from error
+
+
+def _stopping(plugin: str, text: str) -> PluginRefused:
+    return PluginRefused(plugin, [Reason("router_stopping", text)])
 
 
 def same(one: PluginVersion, other: PluginVersion) -> bool:

@@ -10,6 +10,8 @@ from sgl_router.wasm.artifacts import ArtifactCache
 from sgl_router.wasm.calls import Calls
 from sgl_router.wasm.clock import EpochClock
 from sgl_router.wasm.compile import Compiler
+from sgl_router.wasm.component import ComponentRuntime
+from sgl_router.wasm.component_calls import FastCalls, PublicCalls
 from sgl_router.wasm.driver import driver_text
 from sgl_router.wasm.engine import make_engine
 from sgl_router.wasm.table_driver import table_driver_text
@@ -50,10 +52,27 @@ class WasmRuntime:
         self.linking = threading.Lock()
         folder = options.cache_folder
         self._in_child = options.in_child
-        self._compiler = Compiler(self.engine, None if folder is None else ArtifactCache(folder))
+        self._cache = None if folder is None else ArtifactCache(folder)
+        self._compiler = Compiler(self.engine, self._cache)
         self.driver = self._compiler.compile_own(driver_text())
         self.table_driver = self._compiler.compile_own(table_driver_text())
         self.clock = EpochClock(self.engine)
+        self._lock = threading.Lock()
+        self._components: ComponentRuntime | None = None
+        self._stopped = False
+
+    @property
+    def components(self) -> ComponentRuntime:
+        """What components run in, made when it is first asked for; for any thread."""
+        with self._lock:
+            if self._components is None:
+                calls = PublicCalls if self.calls.public else FastCalls
+                self._components = ComponentRuntime(
+                    self._cache, in_child=self._in_child, calls=calls
+                )
+                if self._stopped:
+                    self._components.close()
+            return self._components
 
     def compile(self, wasm: bytes, digest: str) -> wasmtime.Module:
         """The module of checked bytes with that SHA-256.
@@ -67,8 +86,15 @@ class WasmRuntime:
     def stop_compiling(self) -> None:
         """End what is being compiled; from any thread."""
         self._compiler.close()
+        with self._lock:
+            self._stopped = True
+            components = self._components
+        if components is not None:
+            components.stop_compiling()
 
     def close(self) -> None:
         """End what is under way; nothing may be called any more."""
         self.stop_compiling()
         self.clock.close()
+        if self._components is not None:
+            self._components.close()

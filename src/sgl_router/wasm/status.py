@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sgl_router.core.worker import Role
+from sgl_router.errors import DecisionError, FailureKind, LastWords
 
 Lane = Literal["inline", "offload"]
 
@@ -77,6 +78,34 @@ class QuarantineStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureDetail:
+    """A call that failed; what the plugin has said is cut and escaped.
+
+    Attributes:
+        kind: how it failed.
+        detail: the cause, one line.
+        panic: what the plugin said of it, one line, or None.
+        output: the end of what it printed during the call, in lines, or None.
+        backtrace: its functions that were under way, innermost first.
+    """
+
+    kind: FailureKind
+    detail: str
+    panic: str | None
+    output: str | None
+    backtrace: list[str]
+
+    @classmethod
+    def of(cls, error: DecisionError) -> "FailureDetail":
+        words = error.words
+        return cls(error.kind, error.detail, words.panic, words.output, list(words.backtrace))
+
+    def line(self, plugin: str) -> str:
+        """As the error says it."""
+        return str(DecisionError(plugin, self.kind, self.detail, LastWords(self.panic)))
+
+
+@dataclass(frozen=True, slots=True)
 class PluginStatus:
     """A plugin, as it is listed.
 
@@ -92,6 +121,7 @@ class PluginStatus:
         stale: why the newest module or settings of its source are not in use; None: they are.
         last_failure: the last failed call, as one line, or None.
         swaps: how often another version took over.
+        last_failure_detail: all that is known of the last failed call, or None.
     """
 
     name: str
@@ -105,6 +135,7 @@ class PluginStatus:
     last_failure: str | None
     swaps: int
     in_use_as: list[str] = field(default_factory=list)
+    last_failure_detail: FailureDetail | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.wasm.config import is_digest
-from sgl_router.wasm.module import MAX_MODULE_BYTES
+from sgl_router.wasm.module import MAX_COMPONENT_BYTES, most_bytes
 from sgl_router.wasm.printable import printable, shown
 from sgl_router.wasm.store_files import (
     TEMPORARY,
@@ -178,10 +178,9 @@ class PluginStore:
         last step, after which it may be either.
         """
         check_name(name)
-        if not 0 < len(wasm) <= MAX_MODULE_BYTES:
-            raise StoreError(
-                f"the module has {len(wasm):,} bytes; expected 1 to {MAX_MODULE_BYTES:,}"
-            )
+        most = most_bytes(wasm)
+        if not 0 < len(wasm) <= most:
+            raise StoreError(f"the module has {len(wasm):,} bytes; expected 1 to {most:,}")
         new = StoredVersion(hashlib.sha256(wasm).hexdigest(), as_json(settings), now_ms)
         with self._writing() as folders:
             before = self._before(folders, name)
@@ -352,7 +351,7 @@ def default_store_folder() -> Path | None:
 def _read_module(folders: _Folders, sha256: str) -> bytes:
     """Raises FileNotFoundError, and StoreError where the content is not what the name says."""
     try:
-        wasm = read_file(folders.modules, f"{sha256}.wasm", MAX_MODULE_BYTES)
+        wasm = read_file(folders.modules, f"{sha256}.wasm", MAX_COMPONENT_BYTES)
     except StoreError as error:
         raise StoreError(f"the stored module {sha256}: {error}; upload it again") from error
     if (found := hashlib.sha256(wasm).hexdigest()) != sha256:

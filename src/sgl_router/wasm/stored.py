@@ -68,7 +68,7 @@ def is_manifest(entry: str) -> bool:
 def check_name(name: str) -> None:
     """Raises StoreError where no plugin may have it."""
     if problems := name_problems(name, ()):
-        raise StoreError(problems[0])
+        raise StoreError(problems[0].text)
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

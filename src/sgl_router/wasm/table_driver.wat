@@ -11,7 +11,7 @@
 ;;        the text's prefixes, 8 bytes each, and the text
 ;;        (or an input of `put` or `report`)
 
-(module
+(module $sgl_router_driver
   (import "guest" "memory" (memory $guest 0))
   (import "guest" "alloc" (func $alloc (param i32) (result i32)))
   (import "guest" "dealloc" (func $dealloc (param i32 i32)))

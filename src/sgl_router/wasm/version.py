@@ -10,12 +10,11 @@ from sgl_router.core.policy import KNOWN_NEEDS, Choice, Outcome, PendingChoice
 from sgl_router.core.registry import WorkerView
 from sgl_router.core.request import RequestView
 from sgl_router.errors import DecisionError, FailureKind
-from sgl_router.wasm.grants import has_files
 from sgl_router.wasm.guest import Guest, TimedAnswer
 from sgl_router.wasm.offload import Job, OffloadLane
 from sgl_router.wasm.quarantine import Quarantine
 from sgl_router.wasm.sandbox import Sandbox
-from sgl_router.wasm.status import PluginSource, VersionStatus
+from sgl_router.wasm.status import FailureDetail, PluginSource, VersionStatus
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,8 @@ class PluginVersion:
     """See the module. Its state and its record belong to the event loop's thread.
 
     A decision is taken on the event loop within `inline_budget_ms`. One that overruns it is taken
-    again in the offload lane, within `max_execution_time_ms`, and so are those after it.
+    again in the offload lane, within `max_execution_time_ms`, and so are those after it. The
+    setting `lane` can have all of them taken there.
 
     Attributes:
         id: unlike that of any other version of the plugin.
@@ -59,7 +59,7 @@ class PluginVersion:
         self.needs = (manifest.needs & KNOWN_NEEDS) | body
         self.decisions = 0
         self.failures: Counter[FailureKind] = Counter()
-        self.last_failure: str | None = None
+        self.last_failure: FailureDetail | None = None
         self.quarantine = Quarantine()
         self._outcomes_failed = 0  # in a row
         self.on_failure: Callable[[PluginVersion, DecisionError], None] | None = None
@@ -72,8 +72,8 @@ class PluginVersion:
         self._limit_ms = config.max_execution_time_ms
         self._inline_ms = min(config.inline_budget_ms, self._limit_ms)
         self._lane = OffloadLane(self._name)
-        self._has_files = has_files(module.grants)
-        self.offloaded = self._has_files
+        self._stays_offloaded = module.decides_aside(config.lane)
+        self.offloaded = self._stays_offloaded
         self._pinned = self._retired = False
         self._fits = 0
         self.self_test = self._guest.try_out(self._limit_ms)
@@ -214,7 +214,7 @@ class PluginVersion:
         elif (
             self.offloaded
             and self._fits >= FITS_TO_RETURN
-            and not (self._pinned or self._has_files)
+            and not (self._pinned or self._stays_offloaded)
         ):
             self.offloaded = False
             _log.info("plugin %s decides on the event loop again", self._name)
@@ -275,9 +275,8 @@ class PluginVersion:
     def _failed(self, error: DecisionError, request: RequestView, *, probe: bool) -> None:
         self._came_late()
         self._count(error)
-        why = f"{error.kind}: {error.detail}"
         content = self._content(request)
-        began = self.quarantine.failed(request.now_ms, content, why, probe=probe)
+        began = self.quarantine.failed(request.now_ms, content, error.why, probe=probe)
         if began and self._told_of_quarantine():
             status = self.quarantine.status(request.now_ms)
             _log.warning(
@@ -307,10 +306,10 @@ class PluginVersion:
     def _count(self, error: DecisionError) -> None:
         """Count a failure; the log gets the 1st, 10th, 100th … of a kind, not each."""
         self.failures[error.kind] += 1
-        self.last_failure = str(error)  # not the error: a kept one would keep its frames
+        self.last_failure = FailureDetail.of(error)  # an error that is kept keeps its frames
         count = self.failures[error.kind]
         if str(count).strip("0") == "1":
-            _log.warning("%s (failure %d of this kind)", self.last_failure, count)
+            _log.warning("%s (failure %d of this kind)%s", str(error), count, error.where)
 
     # ---- coming and going
 

@@ -1,6 +1,7 @@
 """WASI for plugins: a deterministic stand-in for each call; `wasi_files` adds those on files.
 
-The clock is the decision's `now_ms`, randomness is seeded with its entropy, nothing sleeps, and
+The clock is the decision's `now_ms` (1 where that is 0, as it is before the first: Go's runtime
+dies of a clock that says nothing), randomness is seeded with its entropy, nothing sleeps, and
 arguments and environment are empty: a decision stays a function of its input. The calls and
 their layouts are those of WASI preview 1 (`wasi_snapshot_preview1`).
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import wasmtime
 
 from sgl_router.wasm.grants import WASI_MODULE
-from sgl_router.wasm.printable import printable
+from sgl_router.wasm.wasi_output import MAX_OUTPUT_BYTES, GuestOutput
 from sgl_router.wasm.wasi_types import WASI_TYPES
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ CHARACTER_DEVICE = 2
 MAX_RANDOM_BYTES = 64 * 1024
 MAX_SUBSCRIPTIONS = 64
 MAX_IO_VECTORS = 64
-MAX_OUTPUT_BYTES = 4 * 1024  # of stdout and stderr together, for one decision
 
 WasiFunction = Callable[..., int | None]
 """Of the caller's memory and its arguments, signed; returns an errno."""
@@ -65,28 +65,33 @@ class WasiHost:
     """What a plugin's WASI calls see during one decision.
 
     Attributes:
+        output: what the guest prints.
         exit_code: what the guest passed to `proc_exit`, or None; the call has then failed.
         stop: sets the deadline of the guest's call under way to now; `do_nothing` between calls.
             A function that runs already goes by the deadline it was entered with.
     """
 
     def __init__(self, plugin: str) -> None:
-        self._plugin = plugin
         self.stop: Callable[[], None] = do_nothing
-        self._now_ms = 0
+        self.output = GuestOutput(plugin)
+        self._now_ms = 1
         self._entropy = 0
         self._random: random.Random | None = None
-        self._output_left = MAX_OUTPUT_BYTES
         self.exit_code: int | None = None
 
     def begin(self, now_ms: int, entropy: int, stop: Callable[[], None]) -> None:
         """Start a decision; `stop` is of the instance that is about to be called."""
         self.stop = stop
-        self._now_ms = now_ms
+        self._now_ms = now_ms or 1
         self._entropy = entropy
         self._random = None
-        self._output_left = MAX_OUTPUT_BYTES
+        self.output.begin()
         self.exit_code = None
+
+    def end(self) -> None:
+        """The call is over."""
+        self.stop = do_nothing
+        self.output.end()
 
     def define(self, linker: wasmtime.Linker, grants: frozenset[str]) -> None:
         """Define what is granted."""
@@ -128,13 +133,6 @@ class WasiHost:
             "proc_exit": self._proc_exit,
         }
 
-    def log_output(self, data: bytes) -> None:
-        """Pass on what the guest printed, bounded for each decision."""
-        kept = data[: self._output_left]
-        self._output_left -= len(kept)
-        if kept:
-            _log.info("plugin %s: %s", self._plugin, printable(kept.decode("utf-8", "replace")))
-
     def _clock_time_get(self, memory: Memory, _id: int, _precision: int, out: int) -> int:
         memory.write(out, struct.pack("<Q", self._now_ms * 1_000_000))
         return OK
@@ -168,7 +166,10 @@ class WasiHost:
         written = 0
         for at, size in struct.iter_unpack("<II", memory.read(vectors, 8 * count)):
             memory.check(at, size)
-            self.log_output(memory.read(at, min(size, self._output_left)))
+            shown = min(size, MAX_OUTPUT_BYTES)
+            head = memory.read(at, shown)
+            tail = head if shown == size else memory.read(at + size - shown, shown)
+            self.output.write(fd, head, tail)
             written += size
         memory.write(out, struct.pack("<I", written & 0xFFFFFFFF))
         return OK
