@@ -8,7 +8,7 @@ demo: .venv/ready            ## the main job: three engines, the router, a WebAs
 	$(BIN)/sgl-router demo $(ARGS)
 
 test: .venv/ready-test       ## the test suite; what is about plugins by both ways to call them
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
 	$(if $(ARGS),,$(BIN)/python -m pytest tests/wasm tests/hostile tests/examples --wasm-calls public)
 
 check: .venv/ready-test      ## lint, formatting, types, import contracts
@@ -33,7 +33,7 @@ clean:
 	touch $@
 
 .venv/ready-test: .venv/ready
-	$(PIP) '.[test]'
+	$(PIP) '.[test,kit]'
 	LLAMA_CPP_BUILD_JOBS=$$(nproc) CMAKE_ARGS='-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF' \
-	  $(PIP) '.[test,engine]' || echo 'No llama.cpp (needs a C++ compiler): leaving its tests out.'
+	  $(PIP) '.[test,kit,engine]' || echo 'No llama.cpp (needs a C++ compiler): leaving its tests out.'
 	touch $@

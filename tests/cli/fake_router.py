@@ -12,6 +12,7 @@ import orjson
 
 from sgl_router.core.shadow import ShadowLatency, ShadowReport, ShadowWorker
 from sgl_router.wasm.status import (
+    FailureDetail,
     PluginSource,
     PluginStatus,
     PolicyInUse,
@@ -47,6 +48,13 @@ PLUGIN = PluginStatus(
     last_failure="trap: unreachable",
     swaps=6,
     in_use_as=["regular", "shadow"],
+    last_failure_detail=FailureDetail(
+        kind="trap",
+        detail="unreachable",
+        panic="no such table",
+        output="loading\npanic: no such table",
+        backtrace=["inner at 0x1f", "outer at 0x2e"],
+    ),
 )
 POLICIES = {"policies": [PolicyInUse("regular", "weighted", "plugin", "7", "power_of_two")]}
 REPORT = ShadowReport(

@@ -16,6 +16,7 @@ import pytest
 from sgl_router.cli.main import main
 from sgl_router.cli.plugin import add_plugin_command
 from sgl_router.cli.plugin_help import EXAMPLES, OVERVIEW
+from sgl_router.wasm.module import MAX_MODULE_BYTES
 from tests.cli.fake_router import PLUGIN, REPORT, FakeRouter, put_result, refusal
 
 WASM = b"\0asm\1\0\0\0 and\r\n--what\xff follows\r\n"
@@ -162,12 +163,12 @@ def test_nothing_is_sent_of_a_file_that_is_no_module(
 ) -> None:
     file = tmp_path / "p.wasm"
     if large:
-        file.write_bytes(bytes(4 * 1024 * 1024 + 1))
+        file.write_bytes(bytes(MAX_MODULE_BYTES + 1))
     assert status_of(router, "load", str(file)) == 1
     assert router.calls == []
     told = capsys.readouterr().err
     assert str(file) in told
-    assert ("4,194,304" in told) == large
+    assert (f"{MAX_MODULE_BYTES:,}" in told) == large
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,7 @@ def test_a_plugin_is_shown_whole(router: FakeRouter, capsys: pytest.CaptureFixtu
     assert rows["config"][0] == '{"weights":{"http://w:1":4}}'
     assert rows["lane"] == ["inline, 0 waiting"]
     assert rows["last in quarantine for"] == ["five failures in a row"]
+    assert re.search(r"inner at 0x1f\W+outer at 0x2e\W(.|\n)*loading\W+panic: no such table", told)
 
 
 def test_a_shadow_run_is_reported(router: FakeRouter, capsys: pytest.CaptureFixture[str]) -> None:

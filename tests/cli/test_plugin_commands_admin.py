@@ -15,6 +15,7 @@ from sgl_router.cli.main import main
 from sgl_router.cli.router_client import KEY_VARIABLE
 from sgl_router.errors import PluginRefused
 from sgl_router.wasm.module import MAX_MODULE_BYTES
+from sgl_router.wasm.refusals import Reason
 from tests.admin.support import ADMIN_KEY, Router
 from tests.cli.fake_router import Call, Taken, http_server
 
@@ -144,10 +145,11 @@ def test_each_reason_of_a_refusal_has_a_line(
     commands: Commands, module: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reasons = ["it imports env.print", "max_memory_bytes is 0"]
-    commands.router.plugins.failure = PluginRefused("mine", reasons)
+    found = [Reason("import_unknown", reasons[0]), Reason("setting_out_of_range", reasons[1])]
+    commands.router.plugins.failure = PluginRefused("mine", found)
     assert commands.run("load", str(module)) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert [line.strip() for line in lines[1:]] == reasons
+    assert [line.strip() for line in lines[1:]] == [f"{each.text} [{each.code}]" for each in found]
 
 
 def test_an_empty_file_is_refused(

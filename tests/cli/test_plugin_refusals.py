@@ -271,6 +271,7 @@ def test_nothing_from_a_router_moves_the_cursor(
         "name": HOSTILE,
         "in_use_as": [HOSTILE],
         "last_failure": HOSTILE,
+        "last_failure_detail": {"output": f"{HOSTILE}\n{HOSTILE}", "backtrace": [HOSTILE] * 2},
         "current": {"id": HOSTILE, "settings": {HOSTILE: HOSTILE}},
     }
     everything = {

@@ -25,6 +25,7 @@ TABLES: list[Callable[[Any], list[Shown]]] = [
 KEYS = (
     *("plugins", "plugin", "name", "current", "previous", "id", "settings", "failures", "status"),
     *("in_use_as", "quarantine", "state", "left_ms", "loaded_at_ms", "since_ms", "source", "kind"),
+    *("last_failure_detail", "output", "backtrace"),
     *("shadow", "workers", "share", "decision_us", "p50", "self_test", "elapsed_us", "policies"),
 )
 TEXTS = st.text(max_size=20) | st.sampled_from(("open", "closed", "half_open", "\x1b[2J"))

@@ -1,15 +1,16 @@
-"""The commands `sgl-router plugin …`: plugins of a running router, through its control plane."""
+"""The commands `sgl-router plugin …`, and those of a running router, through its control plane."""
 
 import argparse
-import os
-import secrets
+import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
+from sgl_router.cli.kit import KIT_COMMANDS
+from sgl_router.cli.kit_help import KIT_EXAMPLES
+from sgl_router.cli.kit_runs import RUN_COMMANDS
+from sgl_router.cli.kit_runs_help import RUN_EXAMPLES
 from sgl_router.cli.plugin_arguments import (
     DEFAULT_SHARE,
     LOAD,
@@ -21,40 +22,59 @@ from sgl_router.cli.plugin_arguments import (
     SHADOW,
     USE,
     Arguments,
+    Command,
 )
-from sgl_router.cli.plugin_help import EXAMPLES, OVERVIEW
+from sgl_router.cli.plugin_help import EXAMPLES, NOTES, OVERVIEW
 from sgl_router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sgl_router.cli.router_client import Answer, Body, RouterClient
+    from sgl_router.cli.router_client import Answer, Body
     from sgl_router.cli.terminal import Shown
 
 
 def add_plugin_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `plugin` with its commands; `run` of each returns the exit status."""
+    of_an_author = {**KIT_COMMANDS, **RUN_COMMANDS}
     plugin = commands.add_parser(
         "plugin",
-        help="list, load, swap, roll back and shadow the plugins of a running router",
+        help="make plugins; list, load, swap, roll back and shadow those of a running router",
+        usage="%(prog)s [-h] COMMAND ...",
         description=OVERVIEW,
+        epilog="\n\n".join(
+            [
+                _summaries("an author's commands:", of_an_author),
+                _summaries("a running router's commands:", _COMMANDS),
+                NOTES,
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    actions = plugin.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, (run, summary, arguments) in _COMMANDS.items():
-        _add(actions, name, run, summary, arguments)
+    # argparse lists all commands under one heading, so that they are listed in the epilog.
+    actions = plugin.add_subparsers(
+        prog=plugin.prog, required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
+    for name, command in of_an_author.items():
+        _add(actions, name, command, {**KIT_EXAMPLES, **RUN_EXAMPLES}[name], {})
+    for name, command in _COMMANDS.items():
+        _add(actions, name, command, EXAMPLES[name], ROUTER)
+
+
+def _summaries(heading: str, commands: Mapping[str, Command]) -> str:
+    return "\n".join([heading, *(f"  {name:10}{said}" for name, (_, said, _) in commands.items())])
 
 
 def _add(
     actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
-    run: Callable[[argparse.Namespace], int],
-    summary: str,
-    arguments: Arguments,
+    command: Command,
+    texts: tuple[str, str],
+    of_router: Arguments,
 ) -> None:
-    description, examples = EXAMPLES[name]
+    run, _, arguments = command
+    description, examples = texts
     parser = actions.add_parser(
         name,
-        help=summary,
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,9 +83,9 @@ def _add(
     for word, settings in arguments.items():
         parser.add_argument(word, **settings)
     group = parser.add_argument_group("The router")
-    for flag, settings in ROUTER.items():
+    for flag, settings in of_router.items():
         group.add_argument(flag, **settings)
-    known = [word for word in (*arguments, *ROUTER) if word.startswith("-")]
+    known = [word for word in (*arguments, *of_router) if word.startswith("-")]
     parser.set_defaults(run=run, command=parser, known=known)
 
 
@@ -86,26 +106,45 @@ def _show(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> int:
     from sgl_router.cli.plugin_tables import policies_in_use, put_result  # noqa: PLC0415
+    from sgl_router.cli.router_calls import client_for, module_body, policy_body  # noqa: PLC0415
 
-    name = options.name or Path(options.file).stem
+    name, file, settings = options.name or Path(options.file).stem, options.file, options.settings
+    if Path(options.file).is_dir():
+        name, file, settings = _of_folder(options)
     if not NAME.fullmatch(name):
         options.command.error(
             f"the file's name makes {name!r:.80} the plugin's; expected 1 to 64 of "
             "a-z A-Z 0-9 _ -: give --name"
         )
-    client = _client(options)
-    body = _module_body(_read_module(options.file), options.settings)
+    client = client_for(options)
+    body = module_body(_read_module(file), settings)
     answer = client.call("PUT", f"/plugins/{name}", body)
     _tell(options, answer, partial(put_result, used_next=options.use))
     if options.use:
-        _tell(options, client.call("PUT", "/policy", _policy_body(name, None)), policies_in_use)
+        _tell(options, client.call("PUT", "/policy", policy_body(name, None)), policies_in_use)
     return 0
+
+
+def _of_folder(options: argparse.Namespace) -> tuple[str, str, Mapping[str, Any]]:
+    """Of a plugin's folder: name, module and settings, those of the command before its own."""
+    from sgl_router.devkit.languages import LANGUAGES  # noqa: PLC0415
+    from sgl_router.devkit.project import read_project  # noqa: PLC0415
+
+    project = read_project(Path(options.file), LANGUAGES)
+    if not project.module.exists():
+        raise ConfigError(
+            f"{str(project.module)!r} is not there yet: run sgl-router plugin build "
+            f"{shlex.quote(options.file)}"
+        )
+    settings = {**project.settings, **(options.settings or {})}
+    return options.name or project.name, str(project.module), settings
 
 
 def _reload(options: argparse.Namespace) -> int:
     from sgl_router.cli.plugin_tables import put_result  # noqa: PLC0415
+    from sgl_router.cli.router_calls import json_body  # noqa: PLC0415
 
-    body = None if options.settings is None else _json_body({"settings": options.settings})
+    body = None if options.settings is None else json_body({"settings": options.settings})
     return _call(options, put_result, "POST", f"/plugins/{options.name}/reload", body)
 
 
@@ -123,9 +162,10 @@ def _unload(options: argparse.Namespace) -> int:
 
 def _use(options: argparse.Namespace) -> int:
     from sgl_router.cli.plugin_tables import policies_in_use  # noqa: PLC0415
+    from sgl_router.cli.router_calls import policy_body  # noqa: PLC0415
 
     if options.name is not None:
-        body = _policy_body(options.name, options.role)
+        body = policy_body(options.name, options.role)
         return _call(options, policies_in_use, "PUT", "/policy", body)
     if options.role is not None:
         options.command.error("--role goes with the NAME of the policy to use")
@@ -134,6 +174,7 @@ def _use(options: argparse.Namespace) -> int:
 
 def _shadow(options: argparse.Namespace) -> int:
     from sgl_router.cli.plugin_tables import shadow_report  # noqa: PLC0415
+    from sgl_router.cli.router_calls import json_body  # noqa: PLC0415
 
     if options.name is not None:
         if options.stop:
@@ -143,7 +184,7 @@ def _shadow(options: argparse.Namespace) -> int:
             "share": DEFAULT_SHARE if options.share is None else options.share,
             "role": options.role or "regular",
         }
-        return _call(options, shadow_report, "PUT", "/shadow", _json_body(body))
+        return _call(options, shadow_report, "PUT", "/shadow", json_body(body))
     if options.share is not None or options.role is not None:
         options.command.error("--share and --role go with the NAME of the plugin to run in shadow")
     return _call(options, shadow_report, "DELETE" if options.stop else "GET", "/shadow")
@@ -163,21 +204,10 @@ def _call(
     body: "Body | None" = None,
 ) -> int:
     """One call, and what it answers, on standard output."""
-    _tell(options, _client(options).call(method, path, body), shown)
+    from sgl_router.cli.router_calls import client_for  # noqa: PLC0415
+
+    _tell(options, client_for(options).call(method, path, body), shown)
     return 0
-
-
-def _client(options: argparse.Namespace) -> "RouterClient":
-    from sgl_router.cli.router_client import RouterClient, parse_address, read_key  # noqa: PLC0415
-
-    try:
-        address = parse_address(options.router)
-    except ValueError as error:
-        options.command.error(f"--router is no URL of a router: {error}")
-    if options.ca_cert is not None and not address.secure:
-        options.command.error("--ca-cert goes with an https URL (option --router)")
-    key = read_key(os.environ, options.api_key_file)
-    return RouterClient(address, key, options.ca_cert, options.timeout)
 
 
 def _tell(
@@ -192,54 +222,25 @@ def _tell(
         show(shown(answer.value))
 
 
-# ---- bodies ----
-
-
 def _read_module(path: str) -> bytes:
     """Raises ConfigError where it cannot be read or is larger than any module may be."""
-    from sgl_router.wasm.module import MAX_MODULE_BYTES  # noqa: PLC0415
+    from sgl_router.wasm.module import HEAD_BYTES, most_bytes  # noqa: PLC0415
 
     try:
         with Path(path).open("rb") as file:
-            module = file.read(MAX_MODULE_BYTES + 1)
+            head = file.read(HEAD_BYTES)
+            most = most_bytes(head)
+            module = head + file.read(most + 1 - len(head))
     except OSError as error:
         raise ConfigError(f"cannot read {path!r}: {error.strerror}") from error
-    if len(module) > MAX_MODULE_BYTES:
+    if len(module) > most:
         raise ConfigError(
-            f"{path!r} has more than {MAX_MODULE_BYTES:,} bytes, the most that a module may have"
+            f"{path!r} has more than {most:,} bytes, the most that such a module may have"
         )
     return module
 
 
-def _module_body(module: bytes, settings: Mapping[str, Any] | None) -> "Body":
-    """The module alone, or a form (RFC 7578) with its settings: they do not fit in every URL."""
-    from sgl_router.cli.router_client import Body  # noqa: PLC0415
-
-    if settings is None:
-        return Body(module, "application/wasm")
-    boundary = secrets.token_hex(16)
-    form = (
-        b'--%b\r\nContent-Disposition: form-data; name="settings"\r\n'
-        b"Content-Type: application/json\r\n\r\n%b\r\n"
-        b'--%b\r\nContent-Disposition: form-data; name="module"; filename="module.wasm"\r\n'
-        b"Content-Type: application/wasm\r\n\r\n%b\r\n--%b--\r\n"
-    )
-    mark = boundary.encode("ascii")
-    content = form % (mark, orjson.dumps(settings), mark, module, mark)
-    return Body(content, f"multipart/form-data; boundary={boundary}")
-
-
-def _policy_body(name: str, role: str | None) -> "Body":
-    return _json_body({"policy": name, "role": role})
-
-
-def _json_body(value: object) -> "Body":
-    from sgl_router.cli.router_client import Body  # noqa: PLC0415
-
-    return Body(orjson.dumps(value))
-
-
-_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Arguments]] = {
+_COMMANDS: dict[str, Command] = {
     "list": (_list, "list the plugins", NOTHING),
     "show": (_show, "show one plugin and its versions", ONE_PLUGIN),
     "load": (_load, "load a plugin, or replace one", LOAD),

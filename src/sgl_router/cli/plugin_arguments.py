@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import orjson
@@ -13,12 +13,15 @@ from sgl_router.errors import ConfigError
 
 DEFAULT_ROUTER = "http://127.0.0.1:30000"
 DEFAULT_SHARE = 0.1
-DEFAULT_TIMEOUT_SECS = 60.0
+DEFAULT_TIMEOUT_SECS = 180.0  # a large component takes more than a minute to compile
 
 _MAX_TIMEOUT_SECS = 86_400
 
 Arguments = Mapping[str, Mapping[str, Any]]
 """Words and flags -> what `add_argument` is told of each."""
+
+Command = tuple[Callable[[argparse.Namespace], int], str, Arguments]
+"""What runs a command and returns the exit status, what it does in a line, and its arguments."""
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """As `WasmPolicyConfig.name`; so that a name is one segment of a path as it is."""
@@ -89,11 +92,14 @@ NOTHING: Arguments = {}
 ONE_PLUGIN: Arguments = {"name": {"type": _name, "metavar": "NAME", "help": "the plugin's name"}}
 RELOAD: Arguments = {**ONE_PLUGIN, "--settings": _SETTINGS}
 LOAD: Arguments = {
-    "file": {"metavar": "FILE", "help": "the compiled module, a .wasm file on this machine"},
+    "file": {
+        "metavar": "FILE",
+        "help": "the compiled module, a .wasm file on this machine, or a plugin's folder",
+    },
     "--name": {
         "type": _name,
         "metavar": "NAME",
-        "help": "the plugin's name (default: the file's, without its ending)",
+        "help": "the plugin's name (default: the file's, without its ending; a folder's own)",
     },
     "--settings": _SETTINGS,
     "--use": {"action": "store_true", "help": "then switch the policy in use to it"},

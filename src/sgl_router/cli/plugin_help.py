@@ -1,20 +1,24 @@
 """What `sgl-router plugin … --help` says beside the arguments."""
 
 OVERVIEW = """\
-Change the plugins of a router while it serves.
+Make policies as plugins, and change those of a router while it serves.
 
-  sgl-router plugin load plugins/my_policy.wasm --settings '{"max_execution_time_ms": 50}'
+  sgl-router plugin new my_policy --lang rust
+  sgl-router plugin build my_policy
+  sgl-router plugin test my_policy
+  sgl-router plugin load my_policy
   sgl-router plugin shadow my_policy --share 0.1
   sgl-router plugin shadow
   sgl-router plugin promote
-  sgl-router plugin rollback my_policy
+  sgl-router plugin rollback my_policy"""
 
+NOTES = """\
 The router is http://127.0.0.1:30000 unless --router names another. It takes changes from its own
 machine; where it was started with --admin-api-key, from whoever has that key: set the variable
 SGL_ROUTER_ADMIN_API_KEY, or give --api-key-file. Proxies of the environment are not used.
 
-The exit status is 0 where the router did it, 1 where it refused or could not be reached, 2 where
-the command is not understood."""
+The exit status is 0 where it was done, 1 where it was refused, failed or the router could not be
+reached, 2 where the command is not understood."""
 
 EXAMPLES: dict[str, tuple[str, str]] = {
     "list": (
@@ -45,6 +49,7 @@ With --use and --json, two answers are shown, each on lines of its own.""",
         """\
 examples:
   sgl-router plugin load plugins/my_policy.wasm
+  sgl-router plugin load . --use
   sgl-router plugin load target/release/p.wasm --name my_policy --use
   sgl-router plugin load my_policy.wasm --settings '{"config": {"weights": {"http://w:1": 4}}}'
   sgl-router plugin load my_policy.wasm --settings @my_policy.yaml""",

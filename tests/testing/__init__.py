@@ -1,0 +1,1 @@
+"""Tests of what plugins are tested with."""
