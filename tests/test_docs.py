@@ -13,10 +13,12 @@ from sgl_router.cli.main import _parser
 from sgl_router.errors import FailureKind
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.manifest import KNOWN_NEEDS
+from sgl_router.wasm.refusals import refusals
 from sgl_router.wasm.status import PluginSource, PluginStatus, QuarantineStatus, VersionStatus
 from tests.admin.support import Router
 
 ROOT = Path(__file__).parents[1]
+REFUSALS = str(ROOT / "scripts" / "write_refusals.py")
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if ".venv" not in path.parts and "target" not in path.parts
 )
@@ -37,9 +39,30 @@ def test_the_options_page_is_current() -> None:
     assert script["page"]() == text_of("docs/options.md")
 
 
+def test_the_pages_of_refusals_are_current() -> None:
+    for path, text in runpy.run_path(REFUSALS)["pages"]().items():
+        assert path.read_text(encoding="utf-8") == text
+
+
+def test_each_refusal_is_translated() -> None:
+    translated = runpy.run_path(REFUSALS)["texts"]("zh-CN")["refusals"]
+    assert list(translated) == list(refusals())
+    for code, entry in translated.items():
+        assert entry.keys() == {"cause", "remedy"}, code
+        english = refusals()[code]
+        for ours, theirs in ((english.cause, entry["cause"]), (english.remedy, entry["remedy"])):
+            assert set(_spans(theirs)) == set(_spans(ours)), code
+
+
+def _spans(text: str) -> list[str]:
+    """What is the same in every language: code, and the pages to which links lead."""
+    return re.findall(r"`[^`]+`|\]\([^)#]+", text.replace(".zh-CN.md", ".md"))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
+    text = re.sub(r"^ *```.*?^ *```", "", document.read_text("utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
@@ -79,7 +102,9 @@ def _code(text: str) -> list[str]:
 
 
 def _links(text: str) -> list[str]:
-    return sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"})
+    """Where links lead; a page that is there in both languages is one."""
+    found = set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}
+    return sorted({link.replace(".zh-CN.md", ".md") for link in found})
 
 
 def _headings(text: str) -> int:
@@ -122,7 +147,7 @@ def test_each_setting_of_a_plugin_is_described() -> None:
 
 
 def _settings_table() -> str:
-    _, _, text = text_of("docs/plugins.md").partition("\n## Settings\n")
+    _, _, text = text_of("docs/abi.md").partition("\n## Settings\n")
     return text.partition("\n## ")[0]
 
 
@@ -136,11 +161,11 @@ def _default(setting: Any) -> str:
 
 
 def test_each_way_to_fail_is_described() -> None:
-    assert set(get_args(FailureKind)) <= set(first_cells(text_of("docs/plugins.md")))
+    assert set(get_args(FailureKind)) <= set(first_cells(text_of("docs/abi.md")))
 
 
 def test_each_need_is_described() -> None:
-    text = text_of("docs/plugins.md")
+    text = text_of("docs/abi.md")
     assert not {need for need in KNOWN_NEEDS if f"`{need}`" not in text}
 
 

@@ -3,6 +3,7 @@
 All are asked as a router asks them: about workers in a registry, for a request.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -47,13 +48,21 @@ def expected(policy: str, given: Mapping[str, Any]) -> Decided:
     return index if output["error"] is None else "plugin_error"
 
 
-@pytest.fixture(scope="module")
-def runtime(runtime_options: RuntimeOptions) -> Iterator[WasmRuntime]:
-    """Compiled modules are kept beside the built ones: Python's take many seconds."""
-    folder = Path(tempfile.gettempdir()) / "sgl-router-kit-compiled"
-    shared = WasmRuntime(replace(runtime_options, cache_folder=folder))
-    yield shared
-    shared.close()
+@pytest.fixture
+def runtime(
+    runtime_options: RuntimeOptions, request: pytest.FixtureRequest
+) -> Iterator[WasmRuntime]:
+    """Compiled modules are kept from one run to the next: Python's take many seconds.
+
+    Each language's for themselves, since Python's alone nearly fill what a cache holds.
+    """
+    called = getattr(request.node, "callspec", None)
+    language = called.params["language"] if called is not None else "shipped"
+    folder = Path(tempfile.gettempdir()) / f"sgl-router-kit-{os.geteuid()}" / "compiled" / language
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own = WasmRuntime(replace(runtime_options, in_child=True, cache_folder=folder))
+    yield own
+    own.close()
 
 
 def decisions(host: PluginHost, policy: str) -> Iterator[tuple[DecisionCase, Decided, Decided]]:

@@ -20,6 +20,12 @@ class Tool:
     install: str
     find: Callable[[], Sequence[str] | None]
 
+    def command(self) -> Sequence[str]:
+        """Its command's first words, of a tool that was looked for before (`check_tools`)."""
+        command = self.find()
+        assert command is not None, "nothing is built without its tools"
+        return command
+
 
 Run = Callable[[Sequence[str], Path, Mapping[str, str]], None]
 """Runs a command in a folder, with variables added to the environment. Raises BuildError with what

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-DEFAULT_MAX_BYTES = 256 * 1024 * 1024
+DEFAULT_MAX_BYTES = 512 * 1024 * 1024
 _KEY = "key"
 _KEY_BYTES = 32
 _MAC_BYTES = 32

@@ -31,7 +31,7 @@ class VersionStatus:
         id: unlike that of any other version of this plugin since the router started.
         sha256: of the module.
         plugin_version: what its manifest says, or None.
-        abi: `json_v1` or `table_v1`.
+        abi: `json_v1`, `table_v1` or `component_v1`.
         source: where it came from.
         loaded_at_ms: Unix time.
         settings: `WasmPolicyConfig` without name and path.

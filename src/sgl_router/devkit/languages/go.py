@@ -7,7 +7,6 @@ from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
 from sgl_router.devkit.toolchains import find_program
-from sgl_router.errors import BuildError
 
 OLDEST = (1, 24)
 """The first that exports functions of a module (`//go:wasmexport`)."""
@@ -41,13 +40,10 @@ _VARIABLES = {
 
 
 def _build(folder: Path, _name: str, run: Run) -> Path:
-    command = _find()
-    if command is None:
-        raise BuildError(f"there is no {_TOOL.name}; install it: {_TOOL.install}", tool=_TOOL.name)
-    module = folder / "build" / ".go.wasm"
+    module = folder / "build" / ".policy.wasm"
     # Without DWARF; the names of functions stay. A panic tells paths within the plugin's folder.
     options = ["-buildmode=c-shared", "-ldflags=-w", "-trimpath", "-buildvcs=false"]
-    run([*command, "build", *options, "-o", str(module), "."], folder, _VARIABLES)
+    run([*_TOOL.command(), "build", *options, "-o", str(module), "."], folder, _VARIABLES)
     return module
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
 from sgl_router.devkit.toolchains import find_program
-from sgl_router.errors import BuildError
 
 _MEMORY_BYTES = 32 * 1024 * 1024
 
@@ -18,13 +17,14 @@ _TOOL = Tool(name="componentize-py", install="pip install 'componentize-py>=0.25
 
 
 def _build(folder: Path, _name: str, run: Run) -> Path:
-    command = _find()
-    if command is None:
-        raise BuildError(f"there is no {_TOOL.name}; install it: {_TOOL.install}", tool=_TOOL.name)
-    module = folder / "build" / ".python.wasm"
+    module = folder / "build" / ".policy.wasm"
     module.parent.mkdir(exist_ok=True)
     world = ["--wit-path", "wit", "--world", "policy-plugin"]
-    run([*command, *world, "componentize", "--stub-wasi", "app", "-o", str(module)], folder, {})
+    run(
+        [*_TOOL.command(), *world, "componentize", "--stub-wasi", "app", "-o", str(module)],
+        folder,
+        {},
+    )
     return module
 
 

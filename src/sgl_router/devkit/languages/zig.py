@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
 from sgl_router.devkit.toolchains import find_module, find_program
-from sgl_router.errors import BuildError
 
 STACK_BYTES = 64 * 1024
 """Zig's default of 1 MiB would be all the memory that a plugin has."""
@@ -21,11 +20,6 @@ COMPILER = Tool(name="Zig 0.17", install="pip install 'ziglang==0.17.*'", find=_
 
 
 def _build(folder: Path, _name: str, run: Run) -> Path:
-    zig = _find()
-    if zig is None:
-        raise BuildError(
-            f"there is no {COMPILER.name}; install it: {COMPILER.install}", tool=COMPILER.name
-        )
     module = _CACHE / "policy.wasm"
     (folder / _CACHE).mkdir(exist_ok=True)
     options = [
@@ -41,7 +35,7 @@ def _build(folder: Path, _name: str, run: Run) -> Path:
         str(_CACHE),
         f"-femit-bin={module}",
     ]
-    run([*zig, "build-exe", "src/abi.zig", *options], folder, {})
+    run([*COMPILER.command(), "build-exe", "src/abi.zig", *options], folder, {})
     return folder / module
 
 
