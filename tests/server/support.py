@@ -241,7 +241,7 @@ def held(policy: WasmPolicy) -> Iterator[threading.Event]:
     """What is asked of the version that decides waits in its lane until the event is set."""
     policy.keep_aside(True)
     go = threading.Event()
-    policy.current._lane.submit(go.wait, lambda _result: None, 60)
+    policy.current._lane.submit(lambda: go.wait, lambda _result: None, 60)
     try:
         yield go
     finally:

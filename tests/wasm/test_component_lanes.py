@@ -79,15 +79,21 @@ async def test_inline_a_decision_that_takes_long_is_taken_again_elsewhere(bench:
     assert policy.current._guest.contract.state.values == {"n": 1}
 
 
-async def test_each_decision_has_the_numbers_of_its_moment(bench: Bench) -> None:
-    """Also where it waits for another one, and the numbers change meanwhile."""
+async def test_a_decision_knows_where_those_before_it_have_gone(bench: Bench) -> None:
+    """Of a burst, all of which waits for the thread: else each would choose the same worker."""
     policy = await bench.policy(component(select=LAST))
-    workers = view(True, True)
-    choices = []
-    for load in (0, 1, 0, 1):
-        workers[0].load = load
-        choices.append(awaited(policy.choose(workers, request())))
-    assert await asyncio.gather(*choices) == [0, 1, 0, 1]
+    workers = view(True, True, True, True)
+    made: asyncio.Queue[object] = asyncio.Queue()
+
+    def place(choice: object) -> None:
+        workers[0].load += 1
+        made.put_nowait(choice)
+
+    for _ in workers:
+        choice = policy.choose(workers, request())
+        assert isinstance(choice, PendingChoice)
+        choice.then = place
+    assert [await made.get() for _ in workers] == [0, 1, 2, 3]
 
 
 async def test_the_event_loop_turns_while_it_loops(bench: Bench) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
 
 import pytest
 
@@ -57,7 +59,7 @@ def submit(
     run: Callable[[], Result],
     wait_secs: float = LONG_SECS,
 ) -> Job[Result]:
-    return lane.submit(run, told, wait_secs)
+    return lane.submit(lambda: run, told, wait_secs)
 
 
 def thread_of(lane: OffloadLane) -> threading.Thread:
@@ -125,6 +127,109 @@ async def test_a_call_that_was_dropped_is_not_made(lane: OffloadLane, told: Told
     open.set()
     assert await told.have(2) == [True, None], "it is told of all the same"
     assert made == []
+    assert lane.waiting == 0
+
+
+async def test_a_call_is_prepared_when_the_one_before_it_has_been_told_of(
+    lane: OffloadLane, told: Told
+) -> None:
+    here, order = threading.get_ident(), []
+
+    def prepare(number: int) -> Callable[[], int]:
+        assert threading.get_ident() == here
+        order.append(f"prepared {number}, {len(told.results)} told of")
+        return lambda: number
+
+    for number in range(3):
+        lane.submit(partial(prepare, number), told, LONG_SECS)
+    await told.have(3)
+    assert order == [f"prepared {number}, {number} told of" for number in range(3)]
+
+
+async def test_what_is_prepared_at_once_waits_for_no_turn_of_the_loop(
+    lane: OffloadLane, told: Told
+) -> None:
+    order: list[int] = []
+    made = threading.Event()
+
+    def prepare(number: int) -> Callable[[], None]:
+        order.append(number)
+        return made.set if number == 2 else lambda: None
+
+    for number in range(3):
+        lane.submit(partial(prepare, number), told, LONG_SECS, at_once=True)
+    assert order == [0, 1, 2]
+    assert made.wait(LONG_SECS), "while the loop does not turn"
+    await told.have(3)
+    assert lane.waiting == 0
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_cannot_be_prepared_fails_and_nothing_else_does(
+    lane: OffloadLane, told: Told, caplog: pytest.LogCaptureFixture, *, at_once: bool
+) -> None:
+    def prepare() -> NoReturn:
+        raise ZeroDivisionError
+
+    with pytest.raises(DecisionError, match="log says why"):
+        lane.submit(prepare, told, LONG_SECS, at_once=at_once)
+    open = threading.Event()
+    submit(lane, told, lambda: open.wait(LONG_SECS))
+    lane.submit(prepare, told, LONG_SECS)
+    submit(lane, told, int)
+    open.set()
+    first, second, third = await told.have(3)
+    assert (first, third) == (True, 0)
+    assert isinstance(second, DecisionError)
+    assert lane.waiting == 0
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+async def test_what_is_not_made_is_not_prepared(lane: OffloadLane, told: Told) -> None:
+    def prepare() -> NoReturn:
+        raise AssertionError
+
+    open = threading.Event()
+    submit(lane, told, lambda: open.wait(LONG_SECS))
+    lane.submit(prepare, told, LONG_SECS).dropped = True
+    lane.submit(prepare, told, -1.0)
+    open.set()
+    assert set(await told.have(3)) == {True, None}
+
+
+async def test_one_that_hangs_does_not_keep_the_others_from_their_end(
+    lane: OffloadLane, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offload, "HANGS_AFTER_SECS", 0.0)
+    open = threading.Event()
+    for _ in range(3):
+        submit(lane, told, lambda: open.wait(LONG_SECS), wait_secs=0.001)
+    assert await told.have(3) == [None, None, None]
+    assert lane.waiting == 0
+    open.set()
+    submit(lane, told, int)
+    assert (await told.have(4))[-1] == 0, "the thread is free again"
+
+
+async def test_where_no_thread_can_be_had_any_more_who_waits_is_told(
+    lane: OffloadLane, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    open = threading.Event()
+    submit(lane, told, lambda: open.wait(LONG_SECS))
+    submit(lane, told, int)
+    submit(lane, told, int)
+    lane.close()
+    thread = thread_of(lane)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        open.set()
+        assert ended(thread)
+        first, *others = await told.have(3)
+    assert first is True
+    assert [isinstance(other, DecisionError) for other in others] == [True, True]
     assert lane.waiting == 0
 
 
@@ -208,9 +313,12 @@ def test_where_the_loop_was_closed_meanwhile_the_thread_goes_on() -> None:
     lane, open, made = OffloadLane("plugin"), threading.Event(), threading.Event()
     results: list[Result] = []
 
+    def make() -> None:
+        open.wait(LONG_SECS)
+        made.set()
+
     async def begin() -> None:
-        submit(lane, results.append, lambda: open.wait(LONG_SECS))
-        submit(lane, results.append, made.set)
+        submit(lane, results.append, make)
 
     asyncio.run(begin())
     thread = thread_of(lane)

@@ -230,6 +230,29 @@ def test_sleeping_returns_at_once_with_every_event(bench: Bench) -> None:
     assert struct.unpack_from("<QHB", data, 40) == (0xB2, 0, read)
 
 
+@pytest.mark.parametrize(
+    ("timeout_ns", "flags", "then_ns"),
+    [
+        (10**9, 0, 8_000_000 + 10**9),
+        (9_000_000, 1, 9_000_000),
+        (3, 1, 8_000_000),
+        (2**64 - 1, 0, 2**63 - 1),
+    ],
+    ids=["for a while", "until then", "until a time that is over", "for ever"],
+)
+def test_after_it_slept_the_clock_says_that_the_time_has_passed(
+    bench: Bench, timeout_ns: int, flags: int, then_ns: int
+) -> None:
+    """A runtime sleeps until its clock says so: Go's would for ever."""
+    subscription = struct.pack("<QB7xIxxxxQQH6x", 1, 0, 0, timeout_ns, 0, flags)
+    sleep = f"(drop (call $poll_oneoff (i32.const 2048) (i32.const {OUT + 64}) (i32.const 1)"
+    body = calls("clock_time_get", 1, 0, OUT, before=f"{sleep} (i32.const {OUT})))", shown=8)
+    wasm = guest(select_worker=body, imports=IMPORTS, extra=text_at(2048, subscription))
+    instance = bench.instance(wasm, allowed_syscalls=GROUPS_BUT_FILES)
+    assert answer(instance, now_ms=8) == (0, struct.pack("<Q", then_ns))
+    assert answer(instance, now_ms=8) == (0, struct.pack("<Q", then_ns)), "each call begins anew"
+
+
 @pytest.mark.parametrize("beyond", [-1, 65_535, 65_536, 0x80000000])
 @pytest.mark.parametrize(
     ("name", "arguments"),

@@ -20,7 +20,10 @@ Isolation = Literal["shared", "per_call"]
 Lane = Literal["auto", "inline", "offload"]
 
 RESERVED_NAMES = frozenset({"default", "none", "system", "wasm"})
-GIVEN_BY = "(key config of the plugin's settings: option --plugin-config, or WasmPolicyConfig)"
+GIVEN_BY = (
+    "(key config of --plugin-config, of plugin load --settings or of WasmPolicyConfig; "
+    "[settings.config] of plugin.toml)"
+)
 """Where the configuration of a plugin stands; ends what is said of it."""
 
 _NAMED = "a plugin that is given by its path is named by its file, else by whoever loads it"

@@ -14,7 +14,7 @@ from sgl_router.wasm.driver import PAGE_BYTES, Driver, Exports, GuestError
 from sgl_router.wasm.panics import panic_text
 from sgl_router.wasm.sandbox import Sandbox
 from sgl_router.wasm.table_driver import TableDriver
-from sgl_router.wasm.trap import Ended, backtrace_of, cause_of
+from sgl_router.wasm.trap import Ended, backtrace_of, cause_of, stubbed_call
 from sgl_router.wasm.wasi_output import panic_in
 
 _A = TypeVar("_A")
@@ -22,6 +22,10 @@ _R = TypeVar("_R")
 
 _FAILURES = (GuestError, wasmtime.Trap, wasmtime.WasmtimeError)
 
+_NO_SYSTEM = (
+    "; it called %s, and components are given nothing of the system: the time is now-ms, chance is "
+    "entropy, there are no files and nothing to write to, and Python imports at the top of a file"
+)
 
 WORN_SHARE = 0.75
 """Of its memory limit: an instance that has grown past this is replaced between calls."""
@@ -180,8 +184,11 @@ class Instance:
                 option, limit = "inline_budget_ms", config.inline_budget_ms
             detail = f"ran longer than {option} ({limit:,})"
             return self._failed("timeout", detail, self._words(backtrace_of(error)))
-        panic = panic_text(self._store, self._exports)
-        return self._failed("trap", cause_of(error), self._words(backtrace_of(error), panic))
+        panic, backtrace = panic_text(self._store, self._exports), backtrace_of(error)
+        detail = cause_of(error)
+        if self._sandbox.module.component is not None and (called := stubbed_call(backtrace)):
+            detail += _NO_SYSTEM % called
+        return self._failed("trap", detail, self._words(backtrace, panic))
 
     def _words(
         self, backtrace: tuple[str, ...] = (), panic: str | None = None, *, exited: bool = False

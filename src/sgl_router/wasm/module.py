@@ -292,7 +292,7 @@ def _import_problems(info: ModuleInfo, grants: frozenset[str]) -> list[Reason]:
             remedy = "which nothing grants"
         text = f"it imports the {kind} {printable(full, 120)}, {remedy}"
         problems.append(Reason(code, text))
-    return problems
+    return list(dict.fromkeys(problems))  # a module may import the same twice, as Go's do
 
 
 def _export_problems(info: ModuleInfo, abi: Abi) -> list[Reason]:

@@ -1,7 +1,10 @@
 """The offload lane: a thread of a plugin's own, for calls that take too long for the event loop.
 
 wasmtime releases the GIL while a guest runs, so that the event loop goes on meanwhile. What goes in
-and what comes out is plain data: everything else of a decision is done on the event loop.
+and what comes out is plain data: everything else of a decision is done on the event loop. Calls
+wait there too, and each is prepared when the thread is free for it: a decision then knows where
+those before it have gone. Prepared when their requests came, all of a burst would see the same
+loads, and choose the same worker.
 """
 
 import asyncio
@@ -10,6 +13,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
@@ -48,12 +52,12 @@ class Job(Generic[_R]):
         dropped: whether nobody wants its result any more; it need not be begun.
     """
 
-    __slots__ = ("_done", "_loop", "_name", "_run", "begin_by", "dropped")
+    __slots__ = ("_done", "_loop", "_name", "_prepare", "_run", "begin_by", "dropped")
 
     def __init__(
         self,
         name: str,
-        run: Callable[[], _R],
+        prepare: Callable[[], Callable[[], _R]],
         done: Callable[[_R | DecisionError | None], None],
         wait_secs: float,
     ) -> None:
@@ -61,22 +65,41 @@ class Job(Generic[_R]):
 
         Args:
             name: the plugin's.
-            run: makes the call, on the lane's thread. Raises DecisionError.
+            prepare: returns, on the event loop, what makes the call on the lane's thread; that
+                raises DecisionError.
             done: told on the event loop: of what was returned or raised, of None where the call was
                 not made, for it was dropped or has waited too long.
             wait_secs: for how long it may wait.
         """
         self._name = name
-        self._run = run
+        self._prepare = prepare
+        self._run: Callable[[], _R] | None = None
         self._done = done
         self._loop = asyncio.get_running_loop()
         self.begin_by = time.monotonic() + wait_secs
         self.dropped = False
 
+    def prepare(self) -> None:
+        """On the event loop, when it is about to be made. Raises DecisionError."""
+        if not self._is_wanted():
+            return
+        try:
+            self._run = self._prepare()
+        except Exception:  # noqa: BLE001 (logged; and what fails is this call only)
+            _log.exception("a call of a plugin could not be prepared")
+            raise _router_failed(self._name) from None
+
+    def _is_wanted(self) -> bool:
+        return not self.dropped and time.monotonic() <= self.begin_by
+
+    def failed(self, error: DecisionError) -> None:
+        """On the event loop: it cannot be made."""
+        self._done(error.with_traceback(None))
+
     def make(self) -> None:
         """On the lane's thread."""
         result: _R | DecisionError | None = None
-        if not self.dropped and time.monotonic() <= self.begin_by:
+        if self._run is not None and self._is_wanted():
             try:
                 result = self._run()
             except DecisionError as error:
@@ -84,11 +107,15 @@ class Job(Generic[_R]):
                 error.__context__ = None
             except Exception:  # noqa: BLE001 (the outermost callback of a thread)
                 _log.exception("a plugin's thread failed")
-                result = DecisionError(self._name, "trap", "the router failed; its log says why")
+                result = _router_failed(self._name)
         try:
             self._loop.call_soon_threadsafe(self._done, result)
         except RuntimeError:  # the loop is closed: nobody waits
             _log.debug("a decision came after the event loop was closed")
+
+
+def _router_failed(plugin: str) -> DecisionError:
+    return DecisionError(plugin, "trap", "the router failed; its log says why")
 
 
 class _Waits(Generic[_R]):
@@ -98,12 +125,16 @@ class _Waits(Generic[_R]):
     is for. So the thread may be lost, and who waits for it must not be.
     """
 
-    __slots__ = ("_done", "_job", "_lane", "_timer")
+    __slots__ = ("_done", "_job", "_lane", "_number", "_timer")
 
     def __init__(
-        self, lane: "OffloadLane", done: Callable[[_R | DecisionError | None], None]
+        self,
+        lane: "OffloadLane",
+        number: int,
+        done: Callable[[_R | DecisionError | None], None],
     ) -> None:
         self._lane = lane
+        self._number = number
         self._done: Callable[[_R | DecisionError | None], None] | None = done
         self._job: Job[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -113,15 +144,17 @@ class _Waits(Generic[_R]):
         self._timer = asyncio.get_running_loop().call_later(secs, self._give_up)
 
     def told(self, result: _R | DecisionError | None) -> None:
-        """Once; what comes after that is not wanted."""
+        """Once; what comes after that is not wanted, but the thread is free again."""
         done, self._done = self._done, None
-        if done is None:
-            return
-        assert self._timer is not None, "it has begun"
-        self._timer.cancel()
-        self._timer = self._job = None
-        self._lane.waiting -= 1
-        done(result)
+        try:
+            if done is not None:
+                assert self._timer is not None, "it has begun"
+                self._timer.cancel()
+                self._timer = self._job = None
+                self._lane.waiting -= 1
+                done(result)
+        finally:
+            self._lane.ended(self._number)
 
     def _give_up(self) -> None:
         assert self._job is not None, "it has begun"
@@ -138,35 +171,77 @@ class OffloadLane:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Job[object] | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[int, Job[Any]]] = deque()
+        self._under_way: int | None = None
+        self._submitted = 0
+        self._closed = False
+        # To the thread: None ends it.
+        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self.waiting = 0
 
     def submit(
         self,
-        run: Callable[[], _R],
+        prepare: Callable[[], Callable[[], _R]],
         done: Callable[[_R | DecisionError | None], None],
         wait_secs: float,
+        *,
+        at_once: bool = False,
     ) -> Job[_R]:
         """See `Job`; `done` is told once, and after some time also of a call that never ends.
+
+        `at_once`: it is prepared at this moment, and need not wait for the event loop's turn after
+        the call before it.
 
         Raises DecisionError where too many calls wait, or no thread can be had.
         """
         if self.waiting >= MAX_WAITING:
             raise DecisionError(self._name, "timeout", f"{self.waiting} calls wait for its thread")
-        waits = _Waits(self, done)
-        job = Job(self._name, run, waits.told, wait_secs)
-        with self._lock:
-            if self._thread is None:
-                self._thread = self._start()
-            self._jobs.put(job)  # type: ignore[arg-type]  # its result goes to its own `done`
+        self._submitted += 1
+        waits = _Waits(self, self._submitted, done)
+        job = Job(self._name, prepare, waits.told, wait_secs)
+        self._closed = False
+        if at_once:
+            self._hand_over(job)
+        elif self._under_way is None:
+            self._hand_over(job)
+            self._under_way = self._submitted
+        else:
+            self._waiting.append((self._submitted, job))
         self.waiting += 1
         waits.begin(job, HANGS_AFTER * wait_secs + HANGS_AFTER_SECS)
         return job
 
+    def ended(self, number: int) -> None:
+        """A call has been made, or nobody waits for it any more: the next one's turn."""
+        if number != self._under_way:
+            return
+        self._under_way = None
+        while self._waiting and self._under_way is None:
+            number, job = self._waiting.popleft()
+            try:
+                self._hand_over(job)
+            except DecisionError as error:
+                job.failed(error)
+            else:
+                self._under_way = number
+        if self._closed and self._under_way is None:
+            self._end_thread()
+
     def close(self) -> None:
         """The thread ends after what has been submitted."""
+        self._closed = True
+        self._end_thread()
+
+    def _hand_over(self, job: Job[Any]) -> None:
+        job.prepare()
+        with self._lock:
+            if self._thread is None:
+                self._thread = self._start()
+            self._jobs.put(job)
+
+    def _end_thread(self) -> None:
         with self._lock:
             if self._thread is not None:
                 self._jobs.put(None)
@@ -195,7 +270,7 @@ class OffloadLane:
             job.make()
             del job  # while it waits for the next, it keeps nothing alive
 
-    def _next(self) -> "Job[object] | None":
+    def _next(self) -> "Job[Any] | None":
         """None where the thread should end."""
         while True:
             try:

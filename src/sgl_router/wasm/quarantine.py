@@ -91,6 +91,14 @@ class Quarantine:
         self._calm_since_ms = 0
         self._reason: str | None = None
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the last one is worth a line in the log: a client may be able to cause them.
+
+        Each of the first, then every tenth, hundredth …
+        """
+        return self.times < 10 or str(self.times).strip("0") == "1"
+
     def admits(self, now_ms: int, content: Callable[[], int | None]) -> bool:
         """Whether the plugin is asked; where it was not closed, as its probe.
 

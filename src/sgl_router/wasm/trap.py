@@ -6,6 +6,7 @@ demangled, and the names are the guest's own, each as long as a module may be.
 
 import ctypes
 import re
+from collections.abc import Sequence
 
 import wasmtime
 from wasmtime import _ffi
@@ -23,6 +24,15 @@ Once they are longer than this, the functions further out are shown by their num
 
 OWN_MODULE = b"sgl_router_driver"
 """The name of the drivers (driver.wat, table_driver.wat), whose frames are left out."""
+
+_STUBBED = re.compile(
+    r"(?:wall_clock|monotonic_clock|filesystem|random|insecure|environment|exit|std(?:in|out|err)"
+    r"|terminal|poll|streams|network|instance_network|tcp|udp|ip_name_lookup)_\w+"
+)
+"""A function that wit-bindgen makes for C of one of WASI 0.2 (`wasi:clocks/wall-clock`, `now`:
+`wall_clock_now`), as a language's library calls it."""
+
+_UNNAMED = re.compile(r"function \d+")
 
 _HASH = re.compile(r"::h[0-9a-f]{16}(?= |$)")
 _LEGACY = re.compile(r"_{0,2}ZN(.*?)E(?:\.llvm\.[0-9A-F]+)?")
@@ -69,6 +79,19 @@ def backtrace_of(error: Ended) -> tuple[str, ...]:
         return _shown([frames.data[index] for index in range(count)])
     finally:
         _ffi.wasm_frame_vec_delete(ctypes.byref(frames))
+
+
+def stubbed_call(backtrace: Sequence[str]) -> str | None:
+    """The function of WASI that a component called which was built without it; else None.
+
+    Such a build (`componentize-py componentize --stub-wasi`) puts functions without names, which
+    trap, in the place of those of the system; they are the innermost.
+    """
+    names = [frame.rpartition(" at ")[0] for frame in backtrace]
+    if not names or not _UNNAMED.fullmatch(names[0]):
+        return None
+    name = next((name for name in names if not _UNNAMED.fullmatch(name)), "")
+    return name if _STUBBED.fullmatch(name) else None
 
 
 def _shown(frames: "list[ctypes._Pointer[_ffi.wasm_frame_t]]") -> tuple[str, ...]:

@@ -150,12 +150,11 @@ class PluginVersion:
 
     def _offload(self, workers: WorkerView, request: RequestView, *, probe: bool) -> PendingChoice:
         pending = _OffloadedChoice(self, workers, request, probe=probe)
-        payload = self._guest.contract.encode(workers, request)
-        answer = partial(
-            self._guest.answer, payload, request.now_ms, request.entropy, self._limit_ms
-        )
+        at_once = self._pinned  # in shadow, it is asked what the policy in use was asked just now
         try:
-            pending.job = self._lane.submit(answer, pending.arrived, self._limit_ms / 1000)
+            pending.job = self._lane.submit(
+                pending.prepare, pending.arrived, self._limit_ms / 1000, at_once=at_once
+            )
         except DecisionError as error:
             if probe:
                 self.quarantine.abandoned()
@@ -240,7 +239,7 @@ class PluginVersion:
                 return
         try:
             report = partial(report, self._limit_ms)
-            self._lane.submit(report, self._reported, self._limit_ms / 1000)
+            self._lane.submit(lambda: report, self._reported, self._limit_ms / 1000)
         except DecisionError as error:
             self._count(error)
 
@@ -269,7 +268,7 @@ class PluginVersion:
         self._last_now_ms = request.now_ms
         if self._guest.late_failure is not None:
             self._came_late()
-        if self.quarantine.succeeded(request.now_ms, probe=probe) and self._told_of_quarantine():
+        if self.quarantine.succeeded(request.now_ms, probe=probe) and self.quarantine.is_told:
             _log.info("plugin %s is asked again: its probe was good", self._name)
 
     def _failed(self, error: DecisionError, request: RequestView, *, probe: bool) -> None:
@@ -277,7 +276,7 @@ class PluginVersion:
         self._count(error)
         content = self._content(request)
         began = self.quarantine.failed(request.now_ms, content, error.why, probe=probe)
-        if began and self._told_of_quarantine():
+        if began and self.quarantine.is_told:
             status = self.quarantine.status(request.now_ms)
             _log.warning(
                 "plugin %s is in quarantine for %g s, its fallback policy %s decides: %s",
@@ -288,11 +287,6 @@ class PluginVersion:
             )
         if self.on_failure is not None:
             self.on_failure(self, error)
-
-    def _told_of_quarantine(self) -> bool:
-        """Each of the first, then every tenth, hundredth …: a client may be able to cause them."""
-        times = self.quarantine.times
-        return times < 10 or str(times).strip("0") == "1"
 
     def _came_late(self) -> None:
         """What failed after a decision on the event loop costs no request, but the loop's time."""
@@ -305,9 +299,8 @@ class PluginVersion:
 
     def _count(self, error: DecisionError) -> None:
         """Count a failure; the log gets the 1st, 10th, 100th … of a kind, not each."""
-        self.failures[error.kind] += 1
+        self.failures[error.kind] = count = self.failures[error.kind] + 1
         self.last_failure = FailureDetail.of(error)  # an error that is kept keeps its frames
-        count = self.failures[error.kind]
         if str(count).strip("0") == "1":
             _log.warning("%s (failure %d of this kind)%s", str(error), count, error.where)
 
@@ -385,6 +378,12 @@ class _OffloadedChoice(PendingChoice):
     def is_probe(self) -> bool:
         """Whether the quarantine waits for it; the version may have got another one meanwhile."""
         return self._probe_of is self._version.quarantine
+
+    def prepare(self) -> Callable[[], TimedAnswer]:
+        """What takes it, by what is known at this moment."""
+        guest, limit_ms, asked = self._version._guest, self._version._limit_ms, self.request
+        payload = guest.contract.encode(self.workers, asked)
+        return partial(guest.answer, payload, asked.now_ms, asked.entropy, limit_ms)
 
     def arrived(self, result: TimedAnswer | DecisionError | None) -> None:
         self.job = None  # it knows this choice: a cycle

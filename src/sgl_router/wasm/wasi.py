@@ -25,6 +25,10 @@ MAX_RANDOM_BYTES = 64 * 1024
 MAX_SUBSCRIPTIONS = 64
 MAX_IO_VECTORS = 64
 
+_SUBSCRIPTION = struct.Struct("<8sB15xQ8xH6x")
+_EVENT_CLOCK, _ABSOLUTE_TIME = 0, 1
+_LAST_NS = (1 << 63) - 1
+
 WasiFunction = Callable[..., int | None]
 """Of the caller's memory and its arguments, signed; returns an errno."""
 
@@ -74,7 +78,7 @@ class WasiHost:
     def __init__(self, plugin: str) -> None:
         self.stop: Callable[[], None] = do_nothing
         self.output = GuestOutput(plugin)
-        self._now_ms = 1
+        self._now_ns = 1_000_000
         self._entropy = 0
         self._random: random.Random | None = None
         self.exit_code: int | None = None
@@ -82,7 +86,7 @@ class WasiHost:
     def begin(self, now_ms: int, entropy: int, stop: Callable[[], None]) -> None:
         """Start a decision; `stop` is of the instance that is about to be called."""
         self.stop = stop
-        self._now_ms = now_ms or 1
+        self._now_ns = (now_ms or 1) * 1_000_000
         self._entropy = entropy
         self._random = None
         self.output.begin()
@@ -134,18 +138,23 @@ class WasiHost:
         }
 
     def _clock_time_get(self, memory: Memory, _id: int, _precision: int, out: int) -> int:
-        memory.write(out, struct.pack("<Q", self._now_ms * 1_000_000))
+        memory.write(out, struct.pack("<Q", self._now_ns))
         return OK
 
     def _poll_oneoff(self, memory: Memory, subs: int, events: int, count: int, out: int) -> int:
-        """Every subscription is ready at once: sleeping takes no time."""
+        """Every subscription is ready at once: sleeping takes no time.
+
+        The clock says that it has passed, for a guest that waits until it has.
+        """
         if not 0 < count <= MAX_SUBSCRIPTIONS:
             return INVAL
         subscriptions = memory.read(subs, 48 * count)
-        ready = b"".join(
-            struct.pack("<8sHB21x", subscriptions[i : i + 8], OK, subscriptions[i + 8])
-            for i in range(0, 48 * count, 48)
-        )
+        ready, now_ns = b"", self._now_ns
+        for user_data, kind, timeout_ns, flags in _SUBSCRIPTION.iter_unpack(subscriptions):
+            ready += struct.pack("<8sHB21x", user_data, OK, kind)
+            if kind == _EVENT_CLOCK:
+                from_ns = 0 if flags & _ABSOLUTE_TIME else now_ns
+                self._now_ns = min(max(self._now_ns, from_ns + timeout_ns), _LAST_NS)
         memory.write(events, ready)
         memory.write(out, struct.pack("<I", count))
         return OK

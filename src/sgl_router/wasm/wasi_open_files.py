@@ -200,7 +200,7 @@ class OpenFiles(WasiHost):
         """Access and modification, in nanoseconds; "now" is the decision's time."""
         if how & 3 == 3 or how & 12 == 12 or min(accessed, modified) < 0:
             raise refusal(errno.EINVAL)
-        now = self._now_ms * 1_000_000
+        now = self._now_ns
         if not how & _ACCESS_TIME:
             accessed = now if how & _ACCESS_NOW else before.st_atime_ns
         if not how & _MODIFIED_TIME:
