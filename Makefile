@@ -9,7 +9,8 @@ demo: .venv/ready            ## the main job: three engines, the router, a WebAs
 
 test: .venv/ready-test       ## the test suite; what is about plugins by both ways to call them
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
-	$(if $(ARGS),,$(BIN)/python -m pytest tests/wasm tests/hostile tests/examples --wasm-calls public)
+	$(if $(ARGS),,$(BIN)/python -m pytest tests/wasm tests/hostile tests/examples --wasm-calls public \
+	  --numprocesses 2 --dist loadfile)
 
 check: .venv/ready-test      ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 Hard about it: the first time is what a newcomer waits for, and it is mostly the language's own tool
 that is waited for, with whatever it keeps from one build to the next. So each language gets an
-empty folder and an empty folder for the router's compiled modules; what the tools keep in the
+empty folder, and with its router an empty cache of compiled modules; what the tools keep in the
 user's own folders (Go's build cache, npm's) stays as it is on the machine, unless `--cold` sends
 them to empty ones. Every step is the command that a user types.
 

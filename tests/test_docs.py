@@ -1,5 +1,6 @@
 """The documents agree with the code, and with each other."""
 
+import json
 import re
 import runpy
 import shlex
@@ -10,6 +11,8 @@ from typing import Any, get_args
 import pytest
 
 from sgl_router.cli.main import _parser
+from sgl_router.devkit.language import Language
+from sgl_router.devkit.languages import LANGUAGES
 from sgl_router.errors import FailureKind
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.manifest import KNOWN_NEEDS
@@ -52,6 +55,15 @@ def test_each_refusal_is_translated() -> None:
         english = refusals()[code]
         for ours, theirs in ((english.cause, entry["cause"]), (english.remedy, entry["remedy"])):
             assert set(_spans(theirs)) == set(_spans(ours)), code
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
+def test_remedies_name_the_settings_that_a_new_plugin_has(language: Language) -> None:
+    translated = runpy.run_path(REFUSALS)["texts"]("zh-CN")["refusals"]
+    for value in language.settings.values():
+        said = f"`{json.dumps(value)}`" if isinstance(value, list) else f"{value}"
+        assert any(said in refusal.remedy for refusal in refusals().values()), said
+        assert any(said in entry["remedy"] for entry in translated.values()), said
 
 
 def _spans(text: str) -> list[str]:

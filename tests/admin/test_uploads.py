@@ -1,11 +1,13 @@
 """A module that is sent to `/plugins`: as the body or in a form, with its settings."""
 
+import tracemalloc
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.admin.uploads import MAX_SETTINGS_BYTES
@@ -176,6 +178,75 @@ async def test_forms_that_are_refused(body: bytes) -> None:
         response = await client.put("/plugins/mine", content=body, headers=FORM)
     assert error_of(response) == (400, "bad_request")
     assert not plugins.calls
+
+
+async def test_settings_that_are_too_long_are_refused_as_they_come() -> None:
+    plugins = forgotten()
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield part("settings", b"").removesuffix(b"\r\n")
+        for _ in range(100):
+            sent += 10_000
+            yield b" " * 10_000
+        yield b"{}\r\n" + part("module", WASM) + END
+
+    async with SHARED.client() as client:
+        response = await client.put("/plugins/mine", content=body(), headers=FORM)
+    assert error_of(response) == (400, "bad_request")
+    assert f"{MAX_SETTINGS_BYTES:,}" in response.json()["error"]["message"]
+    assert sent <= MAX_SETTINGS_BYTES + 10_000
+    assert not plugins.calls
+
+
+async def test_settings_may_be_as_long_as_that() -> None:
+    plugins = forgotten()
+    text = b"{}".ljust(MAX_SETTINGS_BYTES)
+    async with SHARED.client() as client:
+        body = part("settings", text) + part("module", WASM) + END
+        response = await client.put("/plugins/mine", content=body, headers=FORM)
+    assert response.status_code == 201
+    assert plugins.calls == [("put", "mine", WASM, {})]
+
+
+@pytest.mark.parametrize("form", [True, False])
+@given(sizes=st.lists(st.sampled_from([1, 7, 65_535, 65_536, 65_537, 200_000]), min_size=1))
+@settings(deadline=None, max_examples=30)
+async def test_a_module_in_pieces_of_any_size(form: bool, sizes: list[int]) -> None:
+    plugins = forgotten()
+    pieces = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    assume(sum(sizes) <= MAX_MODULE_BYTES)
+
+    async def body() -> AsyncIterator[bytes]:
+        if form:
+            yield part("module", b"").removesuffix(b"\r\n")
+        for piece in pieces:
+            yield piece
+        if form:
+            yield b"\r\n" + END
+
+    async with SHARED.client() as client:
+        headers = FORM if form else {}
+        response = await client.put("/plugins/mine", content=body(), headers=headers)
+    assert response.status_code == 201
+    assert plugins.calls == [("put", "mine", b"".join(pieces), {})]
+
+
+async def test_a_form_takes_no_more_memory_for_looking_like_boundaries() -> None:
+    """The parser hands such bytes on one by one."""
+    forgotten()
+    wasm = b"\r\n--" * 50_000
+    body = part("module", wasm) + END
+    async with SHARED.client() as client:
+        tracemalloc.start()
+        try:
+            response = await client.put("/plugins/mine", content=body, headers=FORM)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert response.status_code == 201
+    assert peak < 6 * len(wasm)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,21 @@ def test_a_folder_is_loaded_as_its_plugin_toml_says(router: FakeRouter) -> None:
     }
 
 
+def test_a_source_that_is_not_built_is_told(
+    router: FakeRouter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fake_project(Path("a p"))
+    assert status_of("build", "a p") == 0
+    router.answer("PUT /plugins/my-plugin", put_result("loaded"))
+    saved = (folder / "build" / "my-plugin.wasm").stat().st_mtime + 5
+    os.utime(folder / "build.sh", (saved, saved))
+    capsys.readouterr()
+    assert status_of("load", "a p", "--router", router.url) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "build.sh" in line and "sgl-router plugin build 'a p'" in line
+    assert len(router.calls) == 1, "it is loaded as it is"
+
+
 def test_a_folder_that_has_not_been_built(
     router: FakeRouter, capsys: pytest.CaptureFixture[str]
 ) -> None:

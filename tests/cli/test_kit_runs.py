@@ -22,9 +22,8 @@ from tests.devkit.projects import SOURCE, build, golden, project
 from tests.end_to_end.process import launched
 from tests.testing.guests import sound, sound_table, traps_on
 from tests.testing.test_case import PLAIN
-from tests.wasm.guests import guest, wasi
+from tests.wasm.guests import guest
 
-NEEDS_RANDOM = guest(imports=wasi("random_get", "i32 i32"))
 ESCAPE = guest('{"error": "\\u001b[31mred"}')
 
 
@@ -62,29 +61,6 @@ def test_what_is_not_there_is_told(
     assert "plugin.toml" in capsys.readouterr().err
     assert status_of(command, "--settings", '{"max_memory": 1}', tmp_path / "nowhere.wasm") == 1
     assert status_of(command, "--settings", "5") == 2
-
-
-# ---- check ----
-
-
-def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of("check", folder) == 0
-    said = capsys.readouterr().out
-    assert "json_v1" in said and "takes it" in said
-    (folder / "build" / "mine.wasm").write_bytes(NEEDS_RANDOM)
-    assert status_of("check", folder) == 1
-    said = capsys.readouterr().out
-    assert "import_not_granted" in said and "wasi:random" in said
-    assert status_of("check", folder, "--settings", '{"allowed_syscalls": ["wasi:random"]}') == 0
-
-
-def test_check_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "build" / "mine.wasm").write_bytes(NEEDS_RANDOM)
-    assert status_of("check", folder, "--json") == 1
-    found = shown_json(capsys)
-    assert [problem["code"] for problem in found["problems"]] == ["import_not_granted"]
-    assert found["imports"][0]["group"] == "wasi:random"
-    assert found["size"] == len(NEEDS_RANDOM)
 
 
 # ---- test ----
@@ -137,6 +113,16 @@ def test_bench(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "512" in said and "inline_budget_ms" in said
     assert status_of("bench", folder, "--decisions", "20", "--json") == 0
     assert [row["decisions"] for row in shown_json(capsys)["rows"]] == [20] * 4
+
+
+def test_bench_of_an_instance_for_each_decision(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = '{"isolation": "per_call"}'
+    assert status_of("bench", folder, "--decisions", "3", "--settings", settings) == 0
+    said = capsys.readouterr().out
+    assert "instance of its own" in said
+    assert "full" not in said and "max_memory_bytes" not in said
 
 
 @pytest.mark.parametrize("wrong", ["--decisions=0", "--seconds=0", "--seconds=x", "--decisions=-1"])
@@ -341,6 +327,25 @@ def test_dev_goes_on_where_the_router_refuses(
     assert status_of("dev", folder, "--router", dev_router.url) == 0
     assert capsys.readouterr().out.count("it is too large here") == 2
     assert "DELETE /plugins/mine-dev" not in calls(dev_router)
+
+
+def test_dev_tells_why_it_ended_where_the_router_has_gone(
+    folder: Path,
+    author: list[bytes],
+    dev_router: FakeRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def saves(_folder: Path) -> Iterator[str]:
+        dev_router.answer("GET /shadow", {"error": "gone"}, 500)
+        yield "quiet"
+        raise OSError("the watch is lost")
+
+    monkeypatch.setattr(develop, "saves", saves)
+    assert status_of("dev", folder, "--router", dev_router.url) == 1
+    told = capsys.readouterr()
+    assert "the watch is lost" in told.err
+    assert "mine-dev may still be on the router" in told.out
 
 
 def test_dev_of_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

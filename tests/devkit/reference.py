@@ -4,7 +4,9 @@ Every language's template decides as these do, on every input that the contract 
 is the JSON ABI's: `selected_worker`, `state`, `error`.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 Input = dict[str, Any]
@@ -80,21 +82,15 @@ def _weighted_random(input: Input) -> int | None:
         if weight < 0:
             raise ValueError(f"weight of {url} must be a number >= 0, not {weight}")
         weights[url] = float(weight)
-    candidates = []
-    total = 0.0  # added up one by one: from Python 3.12 on, `sum` rounds otherwise
-    for index, worker in enumerate(input["workers"]):
-        weight = weights.get(worker["url"], 1.0)
-        if worker["healthy"] and weight > 0:
-            candidates.append((index, weight))
-            total += weight
+    shares = {
+        index: weights.get(worker["url"], 1.0)
+        for index, worker in enumerate(input["workers"])
+        if worker["healthy"] and weights.get(worker["url"], 1.0) > 0
+    }
+    # Added up one by one: from Python 3.12 on, `sum` rounds otherwise.
+    *begins, total = accumulate(shares.values(), initial=0.0)
     target = _whole(input["entropy"]) / (1 << 53) * total
-    begin, selected = 0.0, None
-    for index, weight in candidates:
-        if begin > target:
-            break
-        selected = index
-        begin += weight
-    return selected
+    return list(shares)[bisect_right(begins, target) - 1] if shares else None
 
 
 def _sticky_session(input: Input) -> int | None:

@@ -50,6 +50,15 @@ def test_memory_that_grows_is_seen(tmp_path: Path) -> None:
     assert row.memory_bytes > 8 * 65_536
 
 
+def test_an_instance_for_each_decision_is_not_full(tmp_path: Path) -> None:
+    each = find_target(project(tmp_path / "mine"), {"isolation": "per_call"})
+    bench = bench_plugin(each, 5, 60.0, sizes=(1,))
+    assert bench.per_call
+    assert bench.rows[0].instances >= 5
+    assert bench.rows[0].memory_bytes == 0
+    assert not bench_plugin(find_target(tmp_path / "mine"), 5, 60.0, sizes=(1,)).per_call
+
+
 def test_what_fails_is_raised(tmp_path: Path) -> None:
     fails = project(tmp_path / "fails", traps_on("10.0.0.8:"))
     with pytest.raises(DecisionError, match="unreachable"):

@@ -59,6 +59,13 @@ def test_imports_against_grants(tmp_path: Path) -> None:
     assert codes(found) == ["import_not_granted"]
 
 
+def test_what_is_imported_twice_is_told_once(tmp_path: Path) -> None:
+    wasm = guest(imports=PRINT + PRINT.replace("$fd_write", "$again"))
+    found = checked(tmp_path, wasm)
+    assert [one.name for one in found.imports] == ["wasi_snapshot_preview1.fd_write"]
+    assert codes(found) == ["import_not_granted"]
+
+
 def test_what_is_no_module_is_no_crash(tmp_path: Path) -> None:
     for wasm in (b"", b"\0asm", b"\0asm\1\0\0\0", b"\0asm\x0d\0\1\0", b"<html>", b"\x7fELF"):
         found = checked(tmp_path, wasm)

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from sgl_router.core.policy import Outcome
 from sgl_router.devkit.build import build
 from sgl_router.devkit.languages import LANGUAGES
-from sgl_router.devkit.project import PROJECT_FILE, read_project
+from sgl_router.devkit.project import read_project
 from sgl_router.devkit.scaffold import new_plugin
 from sgl_router.devkit.toolchains import check_tools, runner
 from sgl_router.errors import BuildError
 from sgl_router.testing.answer import Answer
 from sgl_router.testing.case import DecisionCase
 from sgl_router.testing.host import PluginHost
+from sgl_router.testing.project_file import PROJECT_FILE
 from sgl_router.wasm.runtime import WasmRuntime
 from tests.conftest import leave_out
 

@@ -7,9 +7,10 @@ import pytest
 from sgl_router.devkit.build import build
 from sgl_router.devkit.language import Language
 from sgl_router.devkit.languages import LANGUAGES
-from sgl_router.devkit.project import BUILTIN_NAMES, read_project
+from sgl_router.devkit.project import read_project
 from sgl_router.devkit.toolchains import runner
 from sgl_router.errors import BuildError
+from sgl_router.testing.settings import BUILTIN_NAMES
 from sgl_router.wasm.module import check_module
 from tests.devkit.built import built, workshop
 

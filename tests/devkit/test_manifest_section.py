@@ -34,7 +34,9 @@ others = st.builds(section, st.integers(1, 11), st.binary(max_size=300), widths)
 
 
 def is_manifest(one: bytes) -> bool:
-    return one[0] == 0 and SECTION.encode() in one[:40]
+    after_size = one[1:].lstrip(bytes(range(0x80, 0x100)))[1:]
+    name = SECTION.encode()
+    return one[0] == 0 and after_size.startswith(number(len(name)) + name)
 
 
 @given(
@@ -44,6 +46,7 @@ def is_manifest(one: bytes) -> bool:
 )
 @example([], CORE, bytes(127 - 21))
 @example([], CORE, bytes(128 - 21))
+@example([custom(b"sgl-router.manifes", b"t")], CORE, b"")
 def test_other_sections_are_untouched(sections: list[bytes], head: bytes, manifest: bytes) -> None:
     made = with_manifest(head + b"".join(sections), manifest)
     kept = head + b"".join(one for one in sections if not is_manifest(one))

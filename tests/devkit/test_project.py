@@ -1,12 +1,15 @@
 """What a `plugin.toml` says, and all that is refused of one."""
 
+import os
 from pathlib import Path
 
 import orjson
 import pytest
 
-from sgl_router.devkit.project import MAX_PROJECT_BYTES, PluginProject, read_project
+from sgl_router.devkit.project import PluginProject, read_project
 from sgl_router.errors import ConfigError
+from sgl_router.testing import settings_for
+from sgl_router.testing.project_file import MAX_PROJECT_BYTES
 from sgl_router.wasm.manifest import read_manifest
 from tests.devkit.fake import FAKE, fake_language
 
@@ -148,6 +151,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "plugin.toml").mkdir()
     with pytest.raises(ConfigError):
         read_project(tmp_path, [FAKE])
+    (tmp_path / "plugin.toml").rmdir()
+    os.mkfifo(tmp_path / "plugin.toml")
+    with pytest.raises(ConfigError, match="regular"):
+        read_project(tmp_path, [FAKE])
 
 
 @pytest.mark.parametrize(
@@ -160,3 +167,28 @@ def test_what_is_no_toml(text: bytes, tmp_path: Path) -> None:
 def test_a_manifest_that_is_too_large(tmp_path: Path) -> None:
     text = f'name = "p"\nlanguage = "fake"\ndescription = "{"a" * 70_000}"'
     assert "65,536" in refusal(tmp_path, text)
+
+
+HOSTILE = {
+    "a number of many digits": "name = " + "9" * 5_000,
+    "a number of many hexadecimal digits": "name = 0x" + "f" * 50_000,
+    "one in a list": "description = [0x" + "f" * 50_000 + "]",
+    "one in the settings": "[settings]\nmax_memory_bytes = 0x" + "f" * 50_000,
+    "a deep table": "config_schema." + "a." * 900 + "b = 1",
+    "a very deep table": "a." * 32_000 + "b = 1",
+    "a deep list": "[settings.config]\na = " + "[" * 200 + "]" * 200,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
+    assert str(tmp_path / "plugin.toml") in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "name", ["a number of many digits", "one in the settings", "a very deep table", "a deep list"]
+)
+def test_a_module_beside_a_hostile_file_is_not_loaded(name: str, tmp_path: Path) -> None:
+    (tmp_path / "plugin.toml").write_text(HOSTILE[name])
+    with pytest.raises(ConfigError, match=r"plugin\.toml"):
+        settings_for(tmp_path / "build" / "p.wasm")

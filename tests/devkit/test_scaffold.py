@@ -88,7 +88,7 @@ def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("templates")
-@pytest.mark.parametrize("name", ["", "../up", "a b", "least_load", "system", "x" * 65])
+@pytest.mark.parametrize("name", ["", "../up", "a b", "-x", "least_load", "system", "x" * 65])
 def test_names_that_no_plugin_has(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         new_plugin(tmp_path / "new", name, FAKE, "lmetric")

@@ -1,6 +1,7 @@
 """Tools are found, run, and ended with all that they have started."""
 
 import os
+import re
 import select
 import sys
 from pathlib import Path
@@ -13,16 +14,17 @@ from sgl_router.devkit.toolchains import (
     check_tools,
     find_module,
     find_program,
+    find_version,
     runner,
 )
 from sgl_router.errors import BuildError
 from tests.devkit.fake import FAKE, fake_language
 
 
-def program(folder: Path, name: str) -> str:
+def program(folder: Path, name: str, script: str = "") -> str:
     folder.mkdir(exist_ok=True)
     path = folder / name
-    path.write_text("#!/bin/sh\n")
+    path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
 
@@ -58,6 +60,36 @@ def test_beside_this_python_before_the_path(
     assert find_program("tool") == [on_path]
 
 
+@pytest.mark.parametrize(
+    ("script", "fits"),
+    [
+        ("echo tool 1.24.1", True),
+        ("echo tool 2.0", True),
+        ("echo tool 1.23", False),
+        ("echo tool devel", False),
+        ("printf '\\377'", False),
+        ("echo tool 1.24; exit 3", False),
+        ("exec sleep 1000", False),
+    ],
+)
+def test_a_program_that_is_new_enough(
+    script: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "sleep" in script:
+        monkeypatch.setattr(toolchains, "_SECS_TO_ANSWER", 0.05)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "scripts"))
+    made = program(tmp_path / "scripts", "tool", script)
+    found = find_version("tool", "--version", re.compile(r"tool (\d+)\.(\d+)"), (1, 24))
+    assert found == ([made] if fits else None)
+
+
+def test_a_program_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "scripts"))
+    path = Path(program(tmp_path / "scripts", "tool"))
+    path.write_bytes(b"#!/nowhere/sh\n")
+    assert find_version("tool", "--version", re.compile(r"(\d+)"), (1,)) is None
+
+
 def test_packages_that_are_programs() -> None:
     assert find_module("pytest") == [sys.executable, "-m", "pytest"]
     assert find_module("no_such_package") is None
@@ -76,12 +108,13 @@ def test_what_is_missing_is_told_with_the_command_that_installs_it() -> None:
 
 
 def test_where_and_with_what_a_tool_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "GOFLAGS", "GOOS", "FORCE_COLOR"):
+    for variable in ("RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "FORCE_COLOR"):
         monkeypatch.setenv(variable, "leaked")
     monkeypatch.setenv("KEPT", "kept")
+    monkeypatch.setenv("RUST_BACKTRACE", "full")
     lines = sh(tmp_path, "pwd; env; cat", GOOS="wasip1")
     assert lines[0] == str(tmp_path.resolve())
-    assert {"KEPT=kept", "GOOS=wasip1"} <= set(lines)
+    assert {"KEPT=kept", "GOOS=wasip1", "RUST_BACKTRACE=0"} <= set(lines)
     assert not any("leaked" in line for line in lines)
 
 

@@ -248,6 +248,26 @@ async def test_who_asks_whether_to_send_is_told_to_where_the_body_is_read() -> N
         assert (await client.response()).body == b"1000"
 
 
+async def test_uploads_have_a_bound_together() -> None:
+    """Two of the largest fit. What does not is told to come again, before it is sent."""
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    largest = upload(MAX_UPLOAD_BYTES, EXPECT)
+    async with running(free_url()) as server, connected(server) as one:
+        await one.send(largest)
+        assert await within(one.reader.readuntil(b"\r\n\r\n")) == go_on
+        async with connected(server) as two, connected(server) as three:
+            await two.send(largest)
+            assert await within(two.reader.readuntil(b"\r\n\r\n")) == go_on
+            await three.send(largest)
+            refused = await three.response()
+            assert (refused.status, refused.error_code) == (503, "too_many_uploads")
+            assert [int(secs) > 0 for secs in refused.get(b"retry-after")] == [True]
+        await until(lambda: len(context_of(server).requests) == 1)
+        async with connected(server) as four:
+            await four.send(largest)
+            assert await within(four.reader.readuntil(b"\r\n\r\n")) == go_on
+
+
 async def test_a_body_comes_in_pieces() -> None:
     async with running(free_url()) as server, connected(server) as client:
         context_of(server).app = measuring

@@ -190,6 +190,35 @@ async def test_components_within_components(bench: Bench) -> None:
     await refused(bench, nested, "deep")
 
 
+RESOURCE = "(type $r (resource (rep i32)))"
+NEW = "(core func $new (canon resource.new $r))"
+HANDLES = f"""{RESOURCE} {NEW}
+  (core module $filling (import "h" "new" (func $new (param i32) (result i32)))
+    (func (export "fill") (loop $l (drop (call $new (i32.const 1))) (br $l))))
+  (core instance (instantiate $filling (with "h" (instance (export "new" (func $new))))))"""
+
+
+def nested(content: str, depth: int) -> str:
+    return f"(component {nested(content, depth - 1)})" if depth else content
+
+
+@pytest.mark.parametrize(
+    ("outer", "named"),
+    [
+        pytest.param(HANDLES, "resource.new", id="handles-without-end"),
+        pytest.param(nested(HANDLES, 1), "resource.new", id="in-a-component-within"),
+        pytest.param(nested(HANDLES, MAX_DEPTH), "resource.new", id="in-the-innermost"),
+        pytest.param(
+            f"{RESOURCE} (core func (canon resource.drop $r))", "resource.drop", id="drop"
+        ),
+        pytest.param(f"{RESOURCE} (core func (canon resource.rep $r))", "resource.rep", id="rep"),
+    ],
+)
+async def test_what_the_host_would_keep_for_it(bench: Bench, outer: str, named: str) -> None:
+    refusal = await refused(bench, component(outer=outer), named)
+    assert refusal.codes == ("component_builtin",)
+
+
 async def test_a_component_of_more_than_64_mib(bench: Bench) -> None:
     await refused(bench, COMPONENT_HEADER, "67,108,864", size=64 * MIB + 1)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sgl_router.core.worker import Health
 from sgl_router.errors import ConfigError
 from sgl_router.testing import DecisionCase, load_input
-from sgl_router.testing.case import MAX_ENTROPY, MAX_I32
+from sgl_router.testing.case import MAX_ENTROPY, MAX_I32, MAX_WORKERS, too_much
 from sgl_router.wasm.abi.json_v1 import JsonEncoder, PluginState
 from sgl_router.wasm.manifest import KNOWN_NEEDS
 
@@ -194,3 +194,22 @@ def test_an_input_that_is_no_object_is_refused() -> None:
     for text in (b"{", b"[]", b"null"):
         with pytest.raises(ConfigError):
             load_input(text)
+
+
+@pytest.mark.parametrize("id", ["-1234567", "１２３４", "0x12", "1_2", " 12", "+12", "12\n"])
+def test_an_id_that_is_no_hexadecimal_number(id: str) -> None:
+    worker = {**PLAIN["workers"][0], "id": id}
+    case = DecisionCase.from_input({**PLAIN, "workers": [worker]})
+    assert case.malformed == ("workers[0].id",)
+
+
+def test_inputs_that_are_too_much() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    assert too_much(PLAIN) is None
+    for wrong in ({**PLAIN, "state": deep}, {**PLAIN, "workers": [{}] * (MAX_WORKERS + 1)}):
+        assert too_much(wrong)
+    text = b'{"state":' + b'{"a":' * 900 + b"1" + b"}" * 901
+    with pytest.raises(ConfigError, match="the input"):
+        load_input(text)

@@ -1,5 +1,6 @@
 """Golden decisions: how they are read, how a plugin is asked, and what counts as a difference."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,21 @@ def test_where_they_are_looked_for(tmp_path: Path) -> None:
     assert golden_folder(built) == tmp_path / "build" / "tests"
     (tmp_path / "plugin.toml").touch()
     assert golden_folder(built) == tmp_path / "tests"
+
+
+def test_hostile_files_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    deep = b'{"a":' * 900 + b"1" + b"}" * 900
+    hostile = [
+        b'{"input":{"state":%b},"output":{"error":true}}' % deep,
+        b'{"input":{},"output":{"state":%b}}' % deep,
+        orjson.dumps({"input": {"workers": [{}] * 10_001}, "output": {"error": True}}),
+    ]
+    for content in hostile:
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"one\.json"):
+            load_golden(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=r"one\.json"):
+        load_golden(tmp_path)

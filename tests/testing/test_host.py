@@ -22,7 +22,7 @@ HostOf = Callable[..., PluginHost]
 
 def test_what_is_named_is_there() -> None:
     for name in sgl_router.testing.__all__:
-        assert getattr(sgl_router.testing, name).__module__.startswith("sgl_router.testing.")
+        assert getattr(sgl_router.testing, name).__module__.startswith("sgl_router.")
     with pytest.raises(AttributeError, match="nothing_of_it"):
         importlib.import_module("sgl_router.testing").nothing_of_it  # noqa: B018
 

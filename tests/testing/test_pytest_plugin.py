@@ -50,6 +50,16 @@ def pytest_in(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def test_a_module_where_the_kit_builds_it(folder: Path) -> None:
+    """pytest does not look into `build` by itself."""
+    (folder / "build").mkdir()
+    (folder / "mine.wasm").rename(folder / "build" / "mine.wasm")
+    (folder / "plugin.toml").write_text('name = "mine"\nlanguage = "rust"\n')
+    _, said = pytest_in(folder, "--policy-plugin", "build/mine.wasm")
+    assert "mine.wasm::loads PASSED" in said, said
+    assert "mine.wasm::golden:right PASSED" in said, said
+
+
 def test_a_test_for_each_check_and_golden_decision(folder: Path) -> None:
     status, said = pytest_in(folder, "--policy-plugin", "mine.wasm")
     assert status == 1
@@ -91,6 +101,17 @@ def test_the_reason_of_a_failure_is_told_without_a_traceback(folder: Path) -> No
     assert status == 1
     assert "trap" in said and "may be null" in said
     assert "Traceback" not in said and "checks.py" not in said
+
+
+def test_one_that_does_not_load_is_told_once(folder: Path) -> None:
+    (folder / "large.wasm").write_bytes(sound(pages=20))
+    status, said = pytest_in(folder, "--policy-plugin", "large.wasm")
+    assert status == 1
+    assert "1 failed" in said and "passed" not in said.splitlines()[-1]
+    assert "large.wasm::loads FAILED" in said
+    assert "large.wasm::decides SKIPPED" in said and "it does not load" in said
+    assert "large.wasm::golden:right SKIPPED" in said
+    assert pytest_in(folder, "--policy-plugin", "large.wasm", "-k", "decides")[0] == 1
 
 
 def test_settings(folder: Path) -> None:

@@ -21,6 +21,7 @@ from sgl_router.wasm.manifest import MAX_MANIFEST_BYTES, SECTION
 from sgl_router.wasm.module import MAX_MODULE_BYTES
 from sgl_router.wasm.refusals import RefusalCode
 from tests.wasm.compiling import framed, replace_child, saying
+from tests.wasm.component_guests import component
 from tests.wasm.guests import ONE_PAGE, Bench, assemble, guest, wasi
 from tests.wasm.refusals import HEADER, exports
 from tests.wasm.table_guests import table_guest
@@ -187,6 +188,12 @@ PROVOCATIONS: dict[RefusalCode, Callable[[Scene], Awaitable[PluginRefused]]] = {
     "component_wrong_type": Load(assemble(f"(component {_EMPTY_INTERFACE})")),
     "component_import": Load(
         assemble(f'(component (import "wasi:random/random@0.2.0" (instance)) {_EMPTY_INTERFACE})')
+    ),
+    "component_builtin": Load(
+        component(
+            outer="(type $r (resource (rep i32)))"
+            "(core func (canon resource.new $r)) (core func (canon resource.drop $r))"
+        )
     ),
     "memory_at_start": Load(exports('(memory (export "memory") 40)')),
     "memory_not_exported": Load(exports("(memory 1)")),

@@ -4,6 +4,7 @@ import os
 import socket
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def mode_of(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
+def found(cache: ArtifactCache, key: str) -> bytes | None:
+    artifact = cache.get(key)
+    return None if artifact is None else bytes(artifact)
+
+
 def names(cache: ArtifactCache) -> set[str]:
     return {path.name for path in cache.folder.iterdir()}
 
@@ -46,21 +52,21 @@ def test_what_was_put_last_is_what_one_gets(puts: list[tuple[str, bytes]]) -> No
             cache.put(key, artifact)
         expected = dict(puts)
         for key in (KEY, OTHER, THIRD):
-            assert cache.get(key) == expected.get(key)
-            assert ArtifactCache(cache.folder).get(key) == expected.get(key)
+            assert found(cache, key) == expected.get(key)
+            assert found(ArtifactCache(cache.folder), key) == expected.get(key)
 
 
 def test_only_its_user_can_read_or_write_anything(tmp_path: Path) -> None:
     cache = ArtifactCache(tmp_path / "home" / "cache" / "compiled")
     cache.put(KEY, NATIVE)
-    assert cache.get(KEY) == NATIVE
+    assert found(cache, KEY) == NATIVE
     for folder in (cache.folder, cache.folder.parent, cache.folder.parent.parent):
         assert mode_of(folder) == 0o700
     assert {mode_of(file) for file in cache.folder.iterdir()} == {0o600}
 
 
 def test_asking_makes_nothing(cache: ArtifactCache, caplog: pytest.LogCaptureFixture) -> None:
-    assert cache.get(KEY) is None
+    assert found(cache, KEY) is None
     cache.remove(KEY)
     assert not cache.folder.exists()
     assert caplog.records == []
@@ -71,8 +77,8 @@ def test_what_is_removed_is_gone(cache: ArtifactCache) -> None:
     cache.put(OTHER, NATIVE)
     cache.remove(KEY)
     cache.remove(KEY)
-    assert cache.get(KEY) is None
-    assert cache.get(OTHER) == NATIVE
+    assert found(cache, KEY) is None
+    assert found(cache, OTHER) == NATIVE
 
 
 @pytest.mark.parametrize("key", ["", "a" * 63, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"])
@@ -107,17 +113,30 @@ def test_a_file_changed_anywhere_is_absent_and_removed(data: st.DataObject) -> N
         if file.read_bytes() == whole:  # a zero inserted next to a zero
             assert kind == "insert"
             return
-        assert cache.get(KEY) is None
+        assert found(cache, KEY) is None
         assert not file.exists()
         cache.put(KEY, NATIVE)
-        assert cache.get(KEY) == NATIVE
+        assert found(cache, KEY) == NATIVE
+
+
+def test_a_hit_takes_the_room_of_its_artifact(cache: ArtifactCache) -> None:
+    artifact = bytes(3_000_000)
+    cache.put(KEY, artifact)
+    tracemalloc.start()
+    try:
+        assert found(cache, KEY) == artifact
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * len(artifact)
+    assert cache.max_bytes > 100 * len(artifact)
 
 
 def test_one_artifact_cannot_be_passed_off_as_another(cache: ArtifactCache) -> None:
     cache.put(KEY, NATIVE)
     cache.put(OTHER, b"other")
     file_of(cache, KEY).replace(file_of(cache, OTHER))
-    assert cache.get(OTHER) is None
+    assert found(cache, OTHER) is None
 
 
 def test_what_was_kept_under_another_secret_is_absent(cache: ArtifactCache, tmp_path: Path) -> None:
@@ -125,8 +144,8 @@ def test_what_was_kept_under_another_secret_is_absent(cache: ArtifactCache, tmp_
     for each in (cache, elsewhere):
         each.put(KEY, NATIVE)
     file_of(cache, KEY).write_bytes(file_of(elsewhere, KEY).read_bytes())
-    assert cache.get(KEY) is None
-    assert elsewhere.get(KEY) == NATIVE
+    assert found(cache, KEY) is None
+    assert found(elsewhere, KEY) == NATIVE
 
 
 def _short(secret: Path) -> None:
@@ -149,9 +168,9 @@ def test_a_secret_that_may_be_known_to_others_is_replaced(
     cache.put(KEY, NATIVE)
     before = (cache.folder / "key").read_bytes()
     damage(cache.folder / "key")
-    assert cache.get(KEY) is None
+    assert found(cache, KEY) is None
     cache.put(KEY, NATIVE)
-    assert cache.get(KEY) == NATIVE
+    assert found(cache, KEY) == NATIVE
     secret = cache.folder / "key"
     assert not secret.is_symlink()
     assert mode_of(secret) == 0o600
@@ -195,7 +214,7 @@ def test_what_is_not_a_file_of_ours_is_absent_and_removed(
     file = file_of(cache, KEY)
     file.rename(cache.folder / "aside")
     put(file)
-    assert cache.get(KEY) is None
+    assert found(cache, KEY) is None
     assert not os.path.lexists(file)
 
 
@@ -207,11 +226,11 @@ def test_the_least_recently_used_goes(tmp_path: Path) -> None:
     for age, key in ((2000, KEY), (1000, OTHER)):
         cache.put(key, NATIVE)
         os.utime(file_of(cache, key), (time.time() - age,) * 2)
-    assert cache.get(KEY) == NATIVE
+    assert found(cache, KEY) == NATIVE
     cache.put(THIRD, NATIVE)
-    assert cache.get(OTHER) is None
-    assert cache.get(KEY) == NATIVE
-    assert cache.get(THIRD) == NATIVE
+    assert found(cache, OTHER) is None
+    assert found(cache, KEY) == NATIVE
+    assert found(cache, THIRD) == NATIVE
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 400)), max_size=20))
@@ -222,7 +241,7 @@ def test_the_limit_holds_after_each_put(puts: list[tuple[str, int]]) -> None:
             cache.put(letter * 64, bytes(size))
             kept = cache.folder.glob("*.artifact")
             assert sum(path.stat().st_size for path in kept) <= cache.max_bytes
-            assert cache.get(letter * 64) == bytes(size)
+            assert found(cache, letter * 64) == bytes(size)
 
 
 def test_what_a_writer_left_unfinished_is_removed_later(cache: ArtifactCache) -> None:

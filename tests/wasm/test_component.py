@@ -259,6 +259,27 @@ async def test_after_a_trap_a_new_instance_decides(bench: Bench) -> None:
     assert policy.current._guest.instances == 3
 
 
+STUB = """(func unreachable)
+  (func (call 0))
+  (func $wall_clock_now (call 1))
+  (func $library (call $wall_clock_now))"""
+"""A function of the system as a build without WASI leaves it, and what calls it."""
+
+
+async def test_a_call_of_the_system_is_told(bench: Bench) -> None:
+    """Its own functions trap as they are."""
+    turned = "(if (i32.load8_u offset=8 (local.get $input)) (then (call %s)))"
+    for called, told in (("$library", True), ("$own", False)):
+        wasm = component(
+            extra=f"{STUB} (func $own (call $mine)) (func $mine unreachable)",
+            select=f"{turned % called} (i32.const {RESULT_AT})",
+        )
+        policy = await inline(bench, wasm, name=called[1:])
+        error = failure(policy, request(b'{"prompt": "x"}'))
+        assert error.kind == "trap"
+        assert ("wall_clock_now" in error.detail and "now-ms" in error.detail) is told
+
+
 async def test_a_swap_between_a_component_and_a_module_keeps_the_state(bench: Bench) -> None:
     text = b'{"n": 1}'
     of_component = component(answer(0, (TEXT_AT, len(text))), text=text)

@@ -58,6 +58,53 @@ def test_imports_and_exports_of_each_kind() -> None:
     assert info.exports == {f"{name}2": kind for name, kind in kinds.items()} | {"f3": "function"}
 
 
+LIFT, LOWER, UTF16, MEMORY, REALLOC, POST, ASYNC = 0, 1, 1, 3, 4, 5, 6
+
+
+def canonical(*entries: list[int]) -> bytes:
+    return HEADER + section(8, leb128(len(entries)) + b"".join(bytes(e) for e in entries))
+
+
+def test_lift_and_lower_are_no_builtins() -> None:
+    """Each is read to its end: else what follows would be taken for something else."""
+    data = canonical(
+        [LIFT, 0, 7, 4, MEMORY, 2, REALLOC, 3, UTF16, POST, 4, 9],
+        [LOWER, 0, 7, 2, MEMORY, 2, UTF16],
+        [LIFT, 0, 2, 0, 4],
+        [2, 5],
+    )
+    assert read_component(data).builtins == {"resource.new"}
+    assert not read_component(SOUND).builtins
+
+
+@given(st.integers(5, 255), st.binary(max_size=20))
+def test_a_builtin_that_is_not_known(code: int, rest: bytes) -> None:
+    data = canonical([3, 0], [code, *rest], [4, 0])
+    assert read_component(data).builtins == {"resource.drop", f"number {code:#x}"}
+
+
+@pytest.mark.parametrize("code", [LIFT, LOWER])
+@given(option=st.integers(ASYNC, 255))
+def test_an_option_that_is_not_known(code: int, option: int) -> None:
+    data = canonical([code, 0, 0, 2, UTF16, option])
+    assert read_component(data).builtins == {f"the option {option:#x}"}
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (HEADER + section(8, leb128(300_000)), "module_too_complex"),
+        (canonical([LIFT, 0, 0, *leb128(300_000)]), "module_too_complex"),
+        (canonical([LIFT, 1, 0, 0, 0]), "module_malformed"),
+        (HEADER + section(8, b"\2\2\0"), "module_malformed"),
+    ],
+)
+def test_canonical_functions_that_are_none(data: bytes, code: str) -> None:
+    with pytest.raises(MalformedModule) as caught:
+        read_component(data)
+    assert caught.value.code == code
+
+
 def test_of_two_sections_with_one_name_the_first() -> None:
     assert read_component(HEADER + custom("a", b"1") + custom("a", b"2")).custom_sections == {
         "a": b"1"

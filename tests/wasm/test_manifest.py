@@ -130,7 +130,8 @@ def test_a_config_that_does_not_match_is_named_by_its_path(
         read_module(bench.config(wasm, config=config), BUILTIN_NAMES)
     (text,) = caught.value.reasons
     assert path in text
-    assert "option --plugin-config" in text
+    for option in ("--plugin-config", "--settings", "[settings.config]", "WasmPolicyConfig"):
+        assert option in text, "where it can be given"
 
 
 def test_each_mismatch_is_reported() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sgl_router.wasm.module import (
     read_module,
 )
 from sgl_router.wasm.wasi_types import WASI_TYPES
+from tests.wasm.component_guests import component
 from tests.wasm.guests import BUILTIN_NAMES, assemble, guest, leb128, wasi
 from tests.wasm.refusals import (
     PAGE,
@@ -84,6 +86,18 @@ def test_a_component_is_read_further(tmp_path: Path) -> None:
         file.write(b"\0asm\x0d\0\x01\0")
         file.truncate(MAX_COMPONENT_BYTES + 10)
     assert len(read_file(str(path))) == MAX_COMPONENT_BYTES + 1
+
+
+def test_a_file_takes_no_more_room_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "plugin.wasm"
+    path.write_bytes(component())
+    tracemalloc.start()
+    try:
+        assert read_file(str(path)) == component()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MAX_COMPONENT_BYTES / 10
 
 
 # ---- a pinned digest

@@ -7,6 +7,7 @@ and fail in the second.
 import logging
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,9 +18,11 @@ from sgl_router.wasm.contract import MAX_KEPT_ANSWER_BYTES, MAX_KEPT_ANSWERS, Js
 from sgl_router.wasm.policy import WasmPolicy
 from tests.wasm.guests import (
     ANSWER_AT,
+    LONG_ID,
     LOOP,
     Bench,
     guest,
+    on_long,
     request,
     second_call,
     text_at,
@@ -169,12 +172,46 @@ async def test_a_dealloc_that_fails_loses_no_decision(
     wasm = guest(REMEMBERS, dealloc=body)
     policy = await bench.policy(wasm, max_execution_time_ms=20)
     for _ in range(2):
-        policy.current._guest.instance = policy.current._guest._started(5_000)[0]
+        policy.current._guest.start(5_000)
+        assert policy.current._guest.instance is not None
         instance = weakref.ref(policy.current._guest.instance)
         assert decide(policy) == 0
         assert policy.current._guest.contract.state.values == {"n": 1}
         assert instance() is None, "thrown away, and freed"
     assert policy.failures.total() == 3, "no request failed, but it is known"
+
+
+@pytest.mark.parametrize(
+    ("limit_ms", "named"),
+    [(5_000, "max_execution_time_ms (5,000)"), (100, "inline_budget_ms (100)")],
+)
+async def test_a_time_out_is_told_by_the_limit_that_was_given(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit_ms: int, named: str
+) -> None:
+    """Also where the start of the instance has left next to nothing of it."""
+    policy = await bench.policy(guest(select_worker=on_long(LOOP)))
+    used = policy.current._guest
+    used.instance = None
+    clock = SimpleNamespace(perf_counter=iter((0.0, limit_ms / 1000 - 0.001)).__next__)
+    monkeypatch.setattr("sgl_router.wasm.guest.time", clock)
+    with pytest.raises(DecisionError) as caught:
+        used.decide(view(True), request(id=LONG_ID), limit_ms)
+    assert caught.value.kind == "timeout"
+    assert named in caught.value.detail
+
+
+@pytest.mark.parametrize("isolation", ["shared", "per_call"])
+async def test_only_the_call_that_starts_an_instance_pays_for_it(
+    bench: Bench, isolation: str
+) -> None:
+    policy = await bench.policy(guest(), isolation=isolation)
+    used = policy.current._guest
+    kept = used.instance
+    assert kept is None or kept.spent_ms == 0, "nobody has waited for it"
+    started = used._started(5_000)
+    assert (started.spent_ms > 0) is (kept is None)
+    assert decide(policy) == 0
+    assert started.spent_ms == 0
 
 
 async def test_a_state_too_large_is_refused_and_the_old_one_kept(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """`/plugins`: what is loaded, and how another version takes over."""
 
+import asyncio
 import logging
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from sgl_router.admin.plugin_schemas import (
 from sgl_router.admin.replies import json_reply
 from sgl_router.admin.schemas import ErrorBody
 from sgl_router.admin.security import whom
+from sgl_router.admin.upload_budget import UploadBudget
 from sgl_router.admin.uploads import read_upload
 from sgl_router.errors import RequestError
 from sgl_router.wasm.module import MAX_COMPONENT_BYTES, MAX_MODULE_BYTES
@@ -74,6 +76,7 @@ class Plugins:
 
     def __init__(self, control: ControlPlane) -> None:
         self._plugins = control.plugins
+        self._uploads = UploadBudget()
 
     def add_routes(self, router: APIRouter, uploads: APIRouter) -> None:
         """`uploads` takes bodies of any type; those of `router` are JSON."""
@@ -87,6 +90,7 @@ class Plugins:
                 **_REFUSED,
                 **CHANGE,
                 **described(413, ErrorBody, "The module is too large"),
+                **described(503, ErrorBody, "Too much is being uploaded, or changed, already"),
             },
             openapi_extra=_UPLOAD,
         )(self.put_plugin)
@@ -131,10 +135,28 @@ class Plugins:
         self, name: Annotated[str, Path(json_schema_extra=NAME_SCHEMA)], request: Request
     ) -> Response:
         """Load a plugin, or have this version of it take over from the next decision on."""
-        upload = await read_upload(request)
-        result = await self._plugins.put_plugin(name, upload.wasm, upload.settings)
+        result = await self._put(name, request)
         _log.info("plugin %s is %s for %s", name, result.status, whom(request))
         return json_reply(result, 201 if result.status == "loaded" else 200)
+
+    async def _put(self, name: str, request: Request) -> PutResult:
+        share = self._uploads.share()
+        try:
+            upload = await read_upload(request, share)
+        except BaseException:
+            share.release()
+            raise
+
+        def ended(change: asyncio.Task[PutResult]) -> None:
+            share.release()
+            if not change.cancelled():
+                change.exception()  # asked for, since a client that has gone does not ask
+
+        put = self._plugins.put_plugin(name, upload.wasm, upload.settings)
+        change = asyncio.get_running_loop().create_task(put)
+        change.add_done_callback(ended)
+        # A change goes on, and holds the module, though the client that asked for it has gone.
+        return await asyncio.shield(change)
 
     async def reload_plugin(
         self, name: str, request: Request, spec: ReloadSpec | None = None

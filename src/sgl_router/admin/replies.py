@@ -44,6 +44,8 @@ def error_reply(error: RequestError, headers: Mapping[str, str] | None = None) -
     added = dict(headers or {})
     if error.status == 401:
         added["WWW-Authenticate"] = f'Bearer realm="{REALMS[error.code]}"'
+    if error.retry_after_secs is not None:
+        added["Retry-After"] = str(error.retry_after_secs)
     if isinstance(error, WorkersError):
         return json_reply(error.body.model_dump(), error.status, added)
     return json_reply(ErrorBody(error=_object(error)).model_dump(), error.status, added)

@@ -1,5 +1,7 @@
 """A module as it is sent: as the whole body, or as a part of a form."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sgl_router.admin.plugin_schemas import whole_numbers
 from sgl_router.admin.replies import bad_request
+from sgl_router.admin.upload_budget import UploadShare
 from sgl_router.errors import RequestError
 from sgl_router.wasm.module import most_bytes
 
@@ -17,6 +20,9 @@ MAX_SETTINGS_BYTES = 128 * 1024
 """Of settings as JSON text: twice what the plugin's `config` may take of it."""
 
 _MODULE, _SETTINGS = b"module", b"settings"
+
+_SMALL_BYTES = 64 * 1024
+"""Of a piece; smaller ones are put together, since each takes some memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +38,65 @@ class Upload:
     settings: dict[str, Any]
 
 
-async def read_upload(request: Request) -> Upload:
-    """The module and its settings, out of the body and the query.
+class _Pieces:
+    """Bytes as they come, in pieces that are copied once more, when all are there.
 
-    Raises RequestError: 413 where the module is too large, 400 where it cannot be read.
+    Attributes:
+        size: how many bytes they have.
     """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._large: list[bytes] = []
+        self._small = bytearray()
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if len(piece) < _SMALL_BYTES:
+            self._small += piece
+            if len(self._small) < _SMALL_BYTES:
+                return
+            piece = b""
+        if self._small:
+            self._large.append(bytes(self._small))
+            self._small.clear()
+        if piece:
+            self._large.append(piece)
+
+    def joined(self) -> bytes:
+        """All of it; there is nothing left then."""
+        if self._small:
+            self._large.append(bytes(self._small))
+        whole = b"".join(self._large)  # lets go of the GIL where it is large
+        self._large.clear()
+        self._small.clear()
+        return whole
+
+
+async def read_upload(request: Request, share: UploadShare) -> Upload:
+    """The module and its settings, out of the body and the query; `share` covers the body.
+
+    Raises RequestError: 413 where the module is too large, 400 where it cannot be read, 503 where
+    too much is being uploaded already.
+    """
+    share.cover(_declared_bytes(request))
     texts: list[bytes] = [text.encode() for text in _settings_in_query(request)]
     declared, options = parse_options_header(request.headers.get("content-type"))
     media_type = declared.lower()
     if media_type == b"multipart/form-data":
-        parts = await _parts(request, options.get(b"boundary", b""))
+        parts = await _parts(request, share, options.get(b"boundary", b""))
         if _MODULE not in parts:
             raise bad_request(request, "the form has no part module, which is the module's file")
-        wasm = parts[_MODULE]
+        module = parts[_MODULE]
         if _SETTINGS in parts:
-            texts.append(parts[_SETTINGS])
+            texts.append(parts[_SETTINGS].joined())
     elif media_type.startswith(b"multipart/"):
         message = f"Content-Type is {media_type.decode('latin-1')!a:.100}; of these, only "
         raise bad_request(request, message + "multipart/form-data is taken")
     else:
-        wasm = await request.body()
+        module = _Pieces()
+        await _read(request, share, module.add)
+    wasm = await asyncio.to_thread(module.joined)  # on the event loop: 20 ms and more
     if not wasm:
         raise bad_request(request, "the module is empty; expected the bytes of a .wasm file")
     if len(wasm) > (most := most_bytes(wasm)):
@@ -87,14 +132,28 @@ def _settings(request: Request, texts: list[bytes]) -> dict[str, Any]:
     return whole_numbers(settings)
 
 
-async def _parts(request: Request, boundary: bytes) -> dict[bytes, bytes]:
+def _declared_bytes(request: Request) -> int:
+    """How many bytes the client says that it sends; 0 where it does not say."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else 0
+
+
+async def _read(request: Request, share: UploadShare, read: Callable[[bytes], None]) -> None:
+    """Have the body read as it comes. Raises RequestError (503), and what `read` raises."""
+    received = 0
+    async for piece in request.stream():
+        received += len(piece)
+        share.cover(received)
+        read(piece)
+
+
+async def _parts(request: Request, share: UploadShare, boundary: bytes) -> dict[bytes, _Pieces]:
     """The form's parts by their names, read as they come. Raises RequestError."""
     if not boundary:
         raise bad_request(request, "Content-Type has no boundary, which separates a form's parts")
     try:
         form = _Form(boundary)
-        async for piece in request.stream():
-            form.read(piece)
+        await _read(request, share, form.read)
     except FormParserError as error:
         raise bad_request(request, f"the form cannot be read: {error!s:.200}") from error
     if not form.complete:
@@ -112,13 +171,13 @@ class _Form:
 
     def __init__(self, boundary: bytes) -> None:
         """Raises FormParserError where the boundary cannot be one."""
-        self.parts: dict[bytes, bytes] = {}
+        self.parts: dict[bytes, _Pieces] = {}
         self.complete = False
         self._field = b""
         self._value = b""
         self._disposition = b""
         self._name = b""
-        self._content: list[bytes] = []
+        self._content = _Pieces()
         self._parser = MultipartParser(
             boundary,
             {
@@ -139,7 +198,7 @@ class _Form:
 
     def _on_part_begin(self) -> None:
         self._disposition = b""
-        self._content = []
+        self._content = _Pieces()
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -162,10 +221,13 @@ class _Form:
             raise FormParserError(f"it has two parts {self._name.decode()}; expected one")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._content.append(data[start:end])
+        if self._name == _SETTINGS and self._content.size + end - start > MAX_SETTINGS_BYTES:
+            text = f"its settings have more than {MAX_SETTINGS_BYTES:,} bytes, the most that is "
+            raise FormParserError(text + "taken")
+        self._content.add(data[start:end])
 
     def _on_part_end(self) -> None:
-        self.parts[self._name] = b"".join(self._content)
+        self.parts[self._name] = self._content
 
     def _on_end(self) -> None:
         self.complete = True

@@ -65,7 +65,10 @@ class DevShadow:
         """How often it agreed with the policy in use, where that is news. Raises CallError."""
         if not self._loaded:
             return []
-        report = _at(self._client.call("GET", "/shadow"), "shadow")
+        return self._agreement(_at(self._client.call("GET", "/shadow"), "shadow"))
+
+    def _agreement(self, report: object) -> list[str]:
+        """What a report says of it, where that is news."""
         if not isinstance(report, dict) or report.get("plugin") != self.name:
             return []
         observed = report.get("observed")
@@ -83,10 +86,10 @@ class DevShadow:
         """End its shadow run and unload it, where it decides nothing. Raises CallError."""
         if not self._loaded:
             return []
-        said = self.agreement()
+        said = []
         if self._in_shadow() == self.name:
-            self._client.call("DELETE", "/shadow")
-            said.append("the shadow run has ended")
+            last = self._client.call("DELETE", "/shadow")
+            said = [*self._agreement(_at(last, "shadow")), "the shadow run has ended"]
         if roles := self._decides_on():
             return [*said, f"{self.name} stays: it decides about the {roles} workers"]
         self._loaded = False

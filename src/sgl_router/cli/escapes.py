@@ -13,6 +13,11 @@ def escaped(text: str, limit: int = _TEXT_LIMIT) -> str:
     return cut if len(text) <= limit else f"{cut}… ({len(text):,} characters)"
 
 
+def escaped_lines(text: str) -> str:
+    """The whole of it, its line ends kept."""
+    return "\n".join(escaped(line, len(line)) for line in text.split("\n"))
+
+
 def escaped_json(text: str) -> str:
     r"""The same JSON, in which whatever is not printable is `\uXXXX`; lines and indents stay.
 

@@ -74,6 +74,20 @@ def build_project(project: "PluginProject") -> "BuiltPlugin":
         return build(project, runner(progress), LANGUAGES)
 
 
+def warn_of_unbuilt(unbuilt: Path | None, folder: str) -> None:
+    """Say on standard error that a module is older than a source of its folder, where it is."""
+    from sgl_router.cli.escapes import escaped  # noqa: PLC0415
+
+    if unbuilt is not None:
+        print(
+            escaped(
+                f"sgl-router: {unbuilt} was saved after the module was built, which is used as it "
+                f"is; to build it: sgl-router plugin build {shlex.quote(folder)}"
+            ),
+            file=sys.stderr,
+        )
+
+
 def _new(options: argparse.Namespace) -> int:
     from sgl_router.cli.terminal import show  # noqa: PLC0415
     from sgl_router.devkit.languages import LANGUAGES  # noqa: PLC0415

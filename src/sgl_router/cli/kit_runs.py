@@ -1,13 +1,16 @@
 """The commands of `sgl-router plugin` that run a plugin on the author's machine."""
 
 import argparse
+import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from sgl_router.cli.kit import FOLDER, build_project
+from sgl_router.cli.aside import aside
+from sgl_router.cli.kit import FOLDER, build_project, warn_of_unbuilt
 from sgl_router.cli.plugin_arguments import RELOAD, ROUTER, SHADOW, Arguments, Command
 from sgl_router.errors import ConfigError
 
@@ -102,7 +105,9 @@ _DEV: Arguments = {
 def _target(options: argparse.Namespace) -> "Target":
     from sgl_router.devkit.target import find_target  # noqa: PLC0415
 
-    return find_target(Path(options.file), options.settings)
+    target = find_target(Path(options.file), options.settings)
+    warn_of_unbuilt(target.unbuilt, options.file)
+    return target
 
 
 def _show(options: argparse.Namespace, value: object, parts: "list[Shown]") -> None:
@@ -152,7 +157,7 @@ def _tried(target: "Target") -> "Trial":
             advance(done / (total + 1), what)
             done += 1
 
-        return try_plugin(target, progress)
+        return aside(lambda: try_plugin(target, progress))
 
 
 def _trial_as_json(trial: "Trial") -> dict[str, object]:
@@ -182,11 +187,13 @@ def _bench(options: argparse.Namespace) -> int:
 
     target = _target(options)
     with progress_bar(f"timing {target.config.name}") as advance:
-        bench = bench_plugin(
-            target,
-            options.decisions,
-            options.seconds,
-            progress=lambda share: advance(share, f"{share:.0%}"),
+        bench = aside(
+            lambda: bench_plugin(
+                target,
+                options.decisions,
+                options.seconds,
+                progress=lambda share: advance(share, f"{share:.0%}"),
+            )
         )
     _show(options, bench, benched(bench))
     return 0
@@ -200,12 +207,16 @@ def _object(word: str | None, option: str) -> Mapping[str, Any] | None:
     if not word.lstrip().startswith("{"):
         try:
             with Path(word).open("rb") as file:
-                content = file.read(MAX_INPUT_BYTES)
+                content = file.read(MAX_INPUT_BYTES + 1)
         except OSError as error:
             raise ConfigError(
                 f"cannot read {word!a:.80}: {error.strerror}; expected an object in JSON, or a "
                 f"file (option {option})"
             ) from error
+        if len(content) > MAX_INPUT_BYTES:
+            raise ConfigError(
+                f"{word!a:.80} has more than {MAX_INPUT_BYTES:,} bytes (option {option})"
+            )
     try:
         value = orjson.loads(content)
     except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
@@ -220,7 +231,8 @@ def _run(options: argparse.Namespace) -> int:
     from sgl_router.devkit.single import decide_once  # noqa: PLC0415
 
     given, state = _object(options.input, "--input"), _object(options.state, "--state")
-    run = decide_once(_target(options), given, state)
+    target = _target(options)
+    run = aside(lambda: decide_once(target, given, state))
     _show(options, run, ran(run))
     return 0 if run.answer.failure is None else 1
 
@@ -230,18 +242,33 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dev(options: argparse.Namespace) -> int:
     from sgl_router.devkit.develop import rounds, saves  # noqa: PLC0415
+    from sgl_router.devkit.trial import try_plugin  # noqa: PLC0415
 
     folder = Path(options.folder)
     shadow = _dev_shadow(options, folder)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it tidies up then, too
     try:
-        for done in rounds(folder, build_project, saves(folder)):
+        for done in rounds(
+            folder, build_project, saves(folder), lambda target: aside(partial(try_plugin, target))
+        ):
             _tell_of_round(done, folder, shadow)
     except KeyboardInterrupt:  # how it ends
         return 0
     finally:
+        signal.signal(signal.SIGTERM, before)
         if shadow is not None:
-            _say(shadow.end())
+            _say(_ended(shadow))
     return 0
+
+
+def _ended(shadow: "DevShadow") -> list[str]:
+    """What came of ending it; it never hides why `dev` itself has ended."""
+    from sgl_router.cli.router_client import CallError  # noqa: PLC0415
+
+    try:
+        return shadow.end()
+    except CallError as error:
+        return [f"{shadow.name} may still be on the router:", *str(error).splitlines()]
 
 
 def _dev_shadow(options: argparse.Namespace, folder: Path) -> "DevShadow | None":

@@ -39,12 +39,14 @@ def checked(found: "CheckedModule") -> list[Shown]:
     parts: list[Shown] = [Sheet(("", ""), facts)]
     if found.accepted:
         return [*parts, "a router with these settings takes it"]
-    rows = [(one.code, one.text, one.remedy) for one in found.problems]
+    rows = [(one.code, one.text) for one in found.problems]
+    remedies = {one.code: one.remedy for one in found.problems}
     count = len(found.problems)
     return [
         *parts,
         f"a router with these settings refuses it, for {count} reason{'s' * (count > 1)}:",
-        Sheet(("code", "found", "what to do"), rows),
+        Sheet(("code", "found"), rows),
+        Sheet(("code", "what to do"), list(remedies.items())),
     ]
 
 
@@ -71,13 +73,20 @@ def tried(trial: "Trial") -> list[Shown]:
         for one in trial.golden
     ]
     parts: list[Shown] = [Sheet(("test", "result", ""), rows)]
-    for result in report.failed:
-        parts += ["", f"{result.name} failed. {result.rule}"]
-        parts += _indented(result.detail or "")
-    for one in trial.golden:
-        if one.outcome == "failed":
-            parts += ["", f"tests/{one.golden.name} failed. {one.golden.description}"]
-            parts += _indented("\n".join(one.problems))
+    failed = [(one.name, one.rule, one.detail or "") for one in report.failed]
+    failed += [
+        (f"tests/{one.golden.name}", one.golden.description, "\n".join(one.problems))
+        for one in trial.golden
+        if one.outcome == "failed"
+    ]
+    told: dict[str, str] = {}
+    for name, rule, detail in failed:
+        first, _, rest = detail.partition("\n")
+        parts += ["", f"{name} failed. {rule}", f"  {first}"]
+        place = rest.rpartition("\nit was in")[2]  # what was printed has addresses in it
+        if rest and told.setdefault(place, name) != name:
+            rest = f"{_first_line(rest)}\nthe rest as of {told[place]}"
+        parts += _indented(rest)
     if not trial.golden and report.abi is not None:
         parts.append("there are no golden decisions (tests/*.json)")
     counts = ", ".join(f"{trial.count(how):,} {how}" for how in ("passed", "failed", "skipped"))
@@ -103,7 +112,7 @@ def benched(bench: "Bench") -> list[Shown]:
             microseconds(row.p50_us),
             microseconds(row.p99_us),
             microseconds(row.max_us),
-            text(row.memory_bytes),
+            text(row.memory_bytes or None),
             f"{percent(row.p50_share)} / {percent(row.p99_share)}",
         )
         for row in bench.rows
@@ -119,7 +128,9 @@ def benched(bench: "Bench") -> list[Shown]:
             f"the budget is {row.budget}, {row.budget_ms:,} ms; of it, what p50 and p99 take"
         )
     full = [row.workers for row in bench.rows if row.instances > 1]
-    if full:
+    if bench.per_call:
+        parts.append("each decision has an instance of its own, whose start is in these times")
+    elif full:
         parts.append(
             f"among {', '.join(map(str, full))} workers its memory was full and its instance was "
             "replaced: raise max_memory_bytes, or free what a decision takes"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from sgl_router import __version__
+from sgl_router.cli.escapes import escaped_lines
 from sgl_router.cli.plugin import add_plugin_command
 from sgl_router.config import RouterConfig, add_flags, load_config
 from sgl_router.config.flags import launch_flags, usage_problem
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except (RouterError, OSError) as error:
-        print(f"sgl-router: {error}", file=sys.stderr)
+        print(f"sgl-router: {escaped_lines(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_router.cli.kit import KIT_COMMANDS
+from sgl_router.cli.kit import KIT_COMMANDS, warn_of_unbuilt
 from sgl_router.cli.kit_help import KIT_EXAMPLES
 from sgl_router.cli.kit_runs import RUN_COMMANDS
 from sgl_router.cli.kit_runs_help import RUN_EXAMPLES
@@ -129,6 +129,7 @@ def _of_folder(options: argparse.Namespace) -> tuple[str, str, Mapping[str, Any]
     """Of a plugin's folder: name, module and settings, those of the command before its own."""
     from sgl_router.devkit.languages import LANGUAGES  # noqa: PLC0415
     from sgl_router.devkit.project import read_project  # noqa: PLC0415
+    from sgl_router.devkit.sources import newest_unbuilt  # noqa: PLC0415
 
     project = read_project(Path(options.file), LANGUAGES)
     if not project.module.exists():
@@ -136,6 +137,7 @@ def _of_folder(options: argparse.Namespace) -> tuple[str, str, Mapping[str, Any]
             f"{str(project.module)!r} is not there yet: run sgl-router plugin build "
             f"{shlex.quote(options.file)}"
         )
+    warn_of_unbuilt(newest_unbuilt(project), options.file)
     settings = {**project.settings, **(options.settings or {})}
     return options.name or project.name, str(project.module), settings
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sgl_router.devkit.target import Target
-from sgl_router.devkit.trial import kit_runtime
 from sgl_router.testing.case import MAX_ENTROPY
 from sgl_router.testing.host import PluginHost
 from sgl_router.testing.pools import case, pool
@@ -29,8 +28,8 @@ class BenchRow:
         workers: how many.
         decisions: how many were timed.
         p50_us, p99_us, max_us: how long one took, the host's part included, in microseconds.
-        memory_bytes: the most that its memory has had.
-        instances: how many it took; more than 1 where one was full.
+        memory_bytes: the most that its memory has had; 0 where no instance outlasts a decision.
+        instances: how many it took; more than 1 where one was full, or each decides once.
         budget: the setting that bounds a decision of this plugin.
         budget_ms: what it says.
         p50_share, p99_share: of the budget, that the two take.
@@ -56,12 +55,14 @@ class Bench:
     Attributes:
         plugin, abi: its name, and the contract that it keeps.
         lane: where a router has it decide.
+        per_call: whether each decision has an instance of its own, which is gone after it.
         rows: one for each number of workers.
     """
 
     plugin: str
     abi: str
     lane: Literal["inline", "offload"]
+    per_call: bool
     rows: Sequence[BenchRow]
 
 
@@ -81,9 +82,7 @@ def bench_plugin(
 
     Raises PluginRefused where it does not load, DecisionError where a decision fails.
     """
-    runtime = kit_runtime()
-    try:
-        host = PluginHost(read_file(str(target.module)), target.config, runtime)
+    with PluginHost(read_file(str(target.module)), target.config) as host:
         rows = []
         for number, size in enumerate(sizes):
             shares = (
@@ -92,9 +91,7 @@ def bench_plugin(
                 else lambda part, n=number: progress((n + part) / len(sizes))
             )
             rows.append(_row(host, size, decisions, secs, shares))
-        return Bench(target.config.name, host.abi, host.lane, rows)
-    finally:
-        runtime.close()
+        return Bench(target.config.name, host.abi, host.lane, host.per_call, rows)
 
 
 def _row(

@@ -10,9 +10,10 @@ from pathlib import Path
 from sgl_router.devkit.language import Language, Run
 from sgl_router.devkit.languages import LANGUAGES
 from sgl_router.devkit.manifest_section import with_manifest
-from sgl_router.devkit.project import BUILTIN_NAMES, PluginProject
+from sgl_router.devkit.project import PluginProject
 from sgl_router.devkit.toolchains import check_tools
 from sgl_router.errors import BuildError
+from sgl_router.testing.settings import BUILTIN_NAMES
 from sgl_router.wasm.binary import MalformedModule
 from sgl_router.wasm.module import check_module
 

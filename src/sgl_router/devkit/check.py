@@ -13,15 +13,21 @@ import orjson
 from sgl_router.devkit.target import Target
 from sgl_router.errors import PluginRefused
 from sgl_router.testing.settings import BUILTIN_NAMES
-from sgl_router.wasm.binary import MAGIC, MalformedModule, ModuleInfo, is_component, read_info
+from sgl_router.wasm.binary import (
+    ELEMENT_BYTES,
+    MAGIC,
+    MalformedModule,
+    ModuleInfo,
+    is_component,
+    read_info,
+)
 from sgl_router.wasm.component_binary import ComponentInfo, read_component
 from sgl_router.wasm.component_check import tables_bytes
 from sgl_router.wasm.config import WasmPolicyConfig
+from sgl_router.wasm.driver import PAGE_BYTES
 from sgl_router.wasm.grants import granted, group_of
 from sgl_router.wasm.manifest import SECTION
 from sgl_router.wasm.module import (
-    PAGE_BYTES,
-    TABLE_ELEMENT_BYTES,
     check_module,
     most_bytes,
     read_file,
@@ -74,7 +80,7 @@ class CheckedModule:
         abi: the contract that it keeps; None where a router refuses it.
         memory_bytes: of its memories and tables at its start.
         max_memory_bytes: what its settings allow.
-        imports: what it takes from the host.
+        imports: what it takes from the host, each once.
         exports: all of their names.
         manifest: what it says of itself, as it stands there.
         named: whether a trap's backtrace would have the functions' names.
@@ -147,7 +153,7 @@ def _at_start(info: ModuleInfo | ComponentInfo) -> int:
     if isinstance(info, ComponentInfo):
         return pages * PAGE_BYTES + tables_bytes(info)
     elements = sum(table.minimum for table in info.tables)
-    return pages * PAGE_BYTES + elements * TABLE_ELEMENT_BYTES
+    return pages * PAGE_BYTES + elements * ELEMENT_BYTES
 
 
 def _imports(info: ModuleInfo | ComponentInfo, config: WasmPolicyConfig) -> Iterable[Import]:
@@ -159,8 +165,7 @@ def _imports(info: ModuleInfo | ComponentInfo, config: WasmPolicyConfig) -> Iter
         grants = granted(config.allowed_syscalls)
     except TypeError:  # a list of something else, which is one of the reasons
         grants = frozenset()
-    for module, name, _ in info.imports:
-        full = f"{module}.{name}"
+    for full in dict.fromkeys(f"{module}.{name}" for module, name, _ in info.imports):
         yield Import(printable(full, 120), full in grants, group_of(full))
 
 

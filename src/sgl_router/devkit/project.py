@@ -1,10 +1,7 @@
 """A plugin's folder: what its `plugin.toml` says, read and checked in one go."""
 
-import math
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import date, time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +10,10 @@ import orjson
 from sgl_router.devkit.language import Language
 from sgl_router.devkit.languages import LANGUAGES
 from sgl_router.errors import ConfigError
-from sgl_router.policies import BUILTIN_POLICIES
+from sgl_router.testing.project_file import PROJECT_FILE, not_json, read_project_file
+from sgl_router.testing.settings import BUILTIN_NAMES, SETTING_NAMES, config_of
 from sgl_router.wasm.config import WasmPolicyConfig
 from sgl_router.wasm.manifest import HOST_ABI, config_problems, read_manifest
-
-PROJECT_FILE = "plugin.toml"
-MAX_PROJECT_BYTES = 256 * 1024
-
-BUILTIN_NAMES = frozenset(policy.name for policy in BUILTIN_POLICIES)
 
 _KEYS: Mapping[str, tuple[type, str]] = {
     "name": (str, "a text"),
@@ -34,11 +27,9 @@ _KEYS: Mapping[str, tuple[type, str]] = {
 }
 """A key -> what it holds. Only the name and the language have to be there."""
 
+_KINDS = {dict: "a table", list: "a list"}
 _REQUIRED = ("name", "language")
 _IN_MANIFEST = ("name", "version", "description", "needs", "reads_body", "config_schema")
-_SETTINGS = [
-    field.name for field in fields(WasmPolicyConfig) if field.name not in ("name", "module_path")
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +59,7 @@ class PluginProject:
 
     def config(self) -> WasmPolicyConfig:
         """The plugin as a router would load it."""
-        return _config(self.module, self.name, self.settings)
+        return config_of(self.module, self.name, self.settings)
 
 
 def read_project(folder: Path, languages: Sequence[Language] = LANGUAGES) -> PluginProject:
@@ -82,7 +73,7 @@ def read_project(folder: Path, languages: Sequence[Language] = LANGUAGES) -> Plu
     path = folder / PROJECT_FILE
     raw = _read_toml(path)
     problems = [
-        f"{key} is a value that JSON does not have; write it as a text" for key in _not_json(raw)
+        f"{key} is a value that JSON does not have; write it as a text" for key in not_json(raw)
     ]
     problems += _key_problems(raw)
     if not problems:
@@ -108,8 +99,7 @@ def read_project(folder: Path, languages: Sequence[Language] = LANGUAGES) -> Plu
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PROJECT_BYTES + 1)
+        return read_project_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(
             f"there is no {PROJECT_FILE} in {str(path.parent)!r}; expected a plugin's folder, as "
@@ -117,28 +107,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_PROJECT_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_PROJECT_BYTES:,} bytes")
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def _not_json(value: object, key: str = "") -> Iterator[str]:
-    """The keys of values that TOML has and JSON does not: times, infinity, numbers of 65 bits."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _not_json(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _not_json(item, f"{key}[{index}]")
-    elif (
-        isinstance(value, date | time)
-        or (isinstance(value, float) and not math.isfinite(value))
-        or (isinstance(value, int) and not -(2**63) <= value < 2**64)
-    ):
-        yield key
 
 
 def _key_problems(raw: Mapping[str, Any]) -> list[str]:
@@ -151,8 +119,17 @@ def _key_problems(raw: Mapping[str, Any]) -> list[str]:
     ]
     for key, (kind, expected) in _KEYS.items():
         if key in raw and type(raw[key]) is not kind:
-            problems.append(f"{key} is {raw[key]!a:.80}; expected {expected}")
+            problems.append(f"{key} is {_shown(raw[key])}; expected {expected}")
     return problems
+
+
+def _shown(value: object) -> str:
+    """In short; a number may have more digits than Python writes."""
+    if isinstance(value, dict | list):
+        return _KINDS[type(value)]
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    return f"{value!a:.80}"
 
 
 def _language_problems(language: str, languages: Sequence[str]) -> list[str]:
@@ -163,20 +140,13 @@ def _language_problems(language: str, languages: Sequence[str]) -> list[str]:
 
 def _setting_problems(folder: Path, raw: Mapping[str, Any]) -> list[str]:
     settings = raw.get("settings", {})
-    if unknown := sorted(settings.keys() - set(_SETTINGS)):
+    if unknown := sorted(settings.keys() - set(SETTING_NAMES)):
         return [
-            f"settings.{key} is no setting of a plugin; expected: {', '.join(_SETTINGS)}"
+            f"settings.{key} is no setting of a plugin; expected: {', '.join(SETTING_NAMES)}"
             for key in unknown
         ]
-    config = _config(folder / f"{raw['name']}.wasm", raw["name"], settings)
+    config = config_of(folder / f"{raw['name']}.wasm", raw["name"], settings)
     return [reason.text for reason in config.problems(BUILTIN_NAMES)]
-
-
-def _config(module: Path, name: str, settings: Mapping[str, Any]) -> WasmPolicyConfig:
-    given = dict(settings)
-    if isinstance(given.get("allowed_syscalls"), list):
-        given["allowed_syscalls"] = tuple(given["allowed_syscalls"])
-    return WasmPolicyConfig(**given, module_path=str(module), name=name)
 
 
 def _manifest(raw: Mapping[str, Any]) -> bytes:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.devkit.language import Language
-from sgl_router.devkit.project import BUILTIN_NAMES, PROJECT_FILE
 from sgl_router.errors import ConfigError
+from sgl_router.testing.project_file import PROJECT_FILE
+from sgl_router.testing.settings import BUILTIN_NAMES
 from sgl_router.wasm.config import name_problems
 
 POLICIES = ("least_connections", "weighted_random", "sticky_session", "lmetric")
@@ -22,9 +23,7 @@ _LEFT_OUT = "__pycache__"  # pip compiles what it installs, the templates in Pyt
 _COMPONENTS = frozenset({"python"})
 _CONTRACT = Path("wit", "policy.wit")
 
-_NOT_A_PACKAGE = frozenset(
-    {"cmd", "std", "serde", "serde-json", "assemblyscript", "json-as", "node-modules"}
-)
+_NOT_A_PACKAGE = frozenset({"cmd", "std", "serde", "serde-json", "assemblyscript", "node-modules"})
 """Go's own, and what the templates depend on: no package depends on one of its own name."""
 
 _SETTINGS = b"\n[settings]\n"
@@ -42,6 +41,8 @@ def new_plugin(folder: Path, name: str, language: Language, policy: str) -> list
 
     Raises ConfigError where the name or the folder cannot be used, and OSError.
     """
+    if name.startswith("-"):
+        raise ConfigError(f"{name!a:.80} begins as an option does; expected a letter, a digit or _")
     if problems := name_problems(name, BUILTIN_NAMES):
         raise ConfigError(f"no plugin can be named {name!a:.80}: {problems[0].text}")
     contents = _contents(language, policy)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_router.devkit.target import Target
-from sgl_router.devkit.trial import kit_runtime
 from sgl_router.errors import ConfigError
 from sgl_router.testing.answer import Answer
-from sgl_router.testing.case import DecisionCase
+from sgl_router.testing.case import DecisionCase, too_much
 from sgl_router.testing.golden import answer_to, unsayable
 from sgl_router.testing.host import PluginHost
 from sgl_router.testing.pools import NOW_MS
@@ -50,15 +49,15 @@ def decide_once(
 
     Raises PluginRefused where it does not load, ConfigError where its ABI cannot say the input.
     """
-    runtime = kit_runtime()
-    try:
-        host = PluginHost(read_file(str(target.module)), target.config, runtime)
+    with PluginHost(read_file(str(target.module)), target.config) as host:
         asked = made_up_input(host.needs) if given is None else dict(given)
         if isinstance(asked.get("input"), dict) and "workers" not in asked:
             asked = dict(asked["input"])
         asked.setdefault("config", dict(target.config.config))
         if state is not None:
             asked["state"] = dict(state)
+        if why := too_much(asked):
+            raise ConfigError(f"the input {why} (option --input or --state)")
         case = DecisionCase.from_input(asked)
         if why := unsayable(host, case):
             raise ConfigError(f"{why} (option --input)")
@@ -72,8 +71,6 @@ def decide_once(
             answer=answer,
             output=host.output if answer.failure is None else answer.failure.output,
         )
-    finally:
-        runtime.close()
 
 
 def made_up_input(needs: frozenset[str]) -> dict[str, Any]:

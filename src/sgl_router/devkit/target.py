@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.devkit.project import read_project
+from sgl_router.devkit.sources import newest_unbuilt
 from sgl_router.errors import ConfigError
-from sgl_router.testing.settings import golden_folder, settings_for
+from sgl_router.testing.project_file import PROJECT_FILE
+from sgl_router.testing.settings import config_of, golden_folder, settings_for
 from sgl_router.wasm.config import WasmPolicyConfig
 
 
@@ -19,11 +21,13 @@ class Target:
         module: its file.
         config: its settings.
         tests: where its golden decisions are, if it has any.
+        unbuilt: the newest of a folder's sources that were saved after it was built, or None.
     """
 
     module: Path
     config: WasmPolicyConfig
     tests: Path
+    unbuilt: Path | None = None
 
 
 def find_target(path: Path, settings: Mapping[str, Any] | None = None) -> Target:
@@ -34,17 +38,18 @@ def find_target(path: Path, settings: Mapping[str, Any] | None = None) -> Target
 
     Raises ConfigError where there is no module.
     """
-    name = None
-    if path.is_dir():
-        project = read_project(path)
-        path, name = project.module, project.name
+    if not path.is_dir():
         if not path.is_file():
             raise ConfigError(
-                f"{str(path)!r} is not there yet: run sgl-router plugin build "
-                f"{str(project.folder)!r}"
+                f"there is no {str(path)!r}; expected a compiled module, or a folder with a "
+                f"{PROJECT_FILE}"
             )
-    elif not path.is_file():
+        return Target(path, settings_for(path, settings), golden_folder(path))
+    project = read_project(path)
+    module = project.module
+    if not module.is_file():
         raise ConfigError(
-            f"there is no {str(path)!r}; expected a compiled module, or a folder with a plugin.toml"
+            f"{str(module)!r} is not there yet: run sgl-router plugin build {str(path)!r}"
         )
-    return Target(path, settings_for(path, settings, name), golden_folder(path))
+    config = config_of(module, project.name, {**project.settings, **(settings or {})})
+    return Target(module, config, path / "tests", newest_unbuilt(project))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ OUTPUT_LINES = 60
 
 _LINE_BYTES = 2_000
 _SECS_TO_LEAVE = 5.0
+_SECS_TO_ANSWER = 10.0
 
 _DROPPED = frozenset(
     {
@@ -28,16 +30,14 @@ _DROPPED = frozenset(
         "CARGO_BUILD_RUSTFLAGS",
         "CARGO_BUILD_TARGET",
         "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
-        "GOFLAGS",
-        "GOOS",
-        "GOARCH",
         "FORCE_COLOR",
         "CLICOLOR_FORCE",
     }
 )
 """Variables that would replace what a plugin's folder says of how it is built."""
 
-_PLAIN = {"NO_COLOR": "1", "CARGO_TERM_COLOR": "never"}
+_PLAIN = {"NO_COLOR": "1", "CARGO_TERM_COLOR": "never", "RUST_BACKTRACE": "0"}
+"""A tool in Rust that fails would print where in itself it was, and push out why."""
 
 
 def beside_python(program: str) -> Path | None:
@@ -50,6 +50,41 @@ def find_program(program: str) -> list[str] | None:
     """A program beside this Python, else on the PATH."""
     found = beside_python(program) or shutil.which(program)
     return None if found is None else [str(found)]
+
+
+def find_version(
+    program: str, argument: str, pattern: re.Pattern[str], oldest: Sequence[int]
+) -> list[str] | None:
+    """A program that says that it is new enough; see `find_program`.
+
+    Args:
+        argument: with which it tells its version.
+        pattern: its groups are numbers, in what it says first.
+        oldest: that will do, as many numbers.
+    """
+    command = find_program(program)
+    said = None if command is None else answer_of([*command, argument])
+    version = None if said is None else pattern.match(said)
+    if version is None or tuple(map(int, version.groups())) < tuple(oldest):
+        return None
+    return command
+
+
+def answer_of(command: Sequence[str]) -> str | None:
+    """What a program prints that answers at once; None where it fails or does not."""
+    try:
+        asked = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECS_TO_ANSWER,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if asked.returncode else asked.stdout
 
 
 def find_module(module: str) -> list[str] | None:

@@ -7,11 +7,9 @@ from functools import partial
 from sgl_router.devkit.target import Target
 from sgl_router.testing.conformance import check_conformance, check_names
 from sgl_router.testing.golden import GoldenResult, load_golden, run_golden
-from sgl_router.testing.host import PluginHost
+from sgl_router.testing.host import PluginHost, own_runtime
 from sgl_router.testing.report import CheckResult, Report
-from sgl_router.wasm.artifacts import default_cache_folder
 from sgl_router.wasm.module import read_file
-from sgl_router.wasm.runtime import RuntimeOptions, WasmRuntime
 
 Progress = Callable[[str, int], None]
 """Told what is done next, and of how many things in all."""
@@ -40,14 +38,6 @@ class Trial:
         return sum(result.outcome == outcome for result in results)
 
 
-def kit_runtime() -> WasmRuntime:
-    """As a router's: modules are compiled in a process of their own, and kept where it keeps them.
-
-    Whoever has it closes it.
-    """
-    return WasmRuntime(RuntimeOptions(cache_folder=default_cache_folder()))
-
-
 def try_plugin(target: Target, progress: Progress | None = None) -> Trial:
     """Make every conformance check, then ask every golden decision twice.
 
@@ -61,7 +51,7 @@ def try_plugin(target: Target, progress: Progress | None = None) -> Trial:
         if progress is not None:
             progress(what, total)
 
-    runtime = kit_runtime()
+    runtime = own_runtime()
     try:
         tell("compiling")
         report = check_conformance(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+from collections import deque
 from urllib.parse import unquote
 
 from sgl_router.errors import ProtocolError, RequestError
@@ -49,7 +50,7 @@ class OwnAnswer(RequestHandler):
         self._max_bytes = max_body_bytes(head)
         self._id_line = request_id_of(head, context)[1]
         self._started_at = context.clock()
-        self._body: list[bytes] = []
+        self._body: deque[bytes] = deque()
         self._received = 0
         self._over = self._asked_for = False
         self._more = asyncio.Event()
@@ -88,15 +89,16 @@ class OwnAnswer(RequestHandler):
             self._give_up(RequestError(408, "request_timeout", message), close=True)
 
     async def _receive(self) -> Message:
-        """What has come of the body, of which there is more unless it is over."""
+        """The next piece of the body, as it came: to join them is the application's affair."""
         if self._head.expects_continue and not (self._asked_for or self._over):
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._asked_for = True
         while not (self._body or self._over):
             self._more.clear()
             await self._more.wait()
-        body, self._body = b"".join(self._body), []
-        return {"type": "http.request", "body": body, "more_body": not self._over}
+        body = self._body.popleft() if self._body else b""
+        more = bool(self._body) or not self._over
+        return {"type": "http.request", "body": body, "more_body": more}
 
     async def _run(self) -> None:
         messages: list[Message] = []

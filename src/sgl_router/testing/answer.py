@@ -1,46 +1,13 @@
 """What a plugin answered, or how it failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_router.errors import DecisionError, FailureKind
+from sgl_router.wasm.status import FailureDetail
 
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How a call failed.
-
-    Attributes:
-        kind: see `FailureKind`.
-        detail: why, in a line.
-        panic: what the guest's panic hook wrote, or None.
-        output: the end of what it wrote to stdout and stderr during the call, or None.
-        backtrace: names of the functions that were under way, the innermost first.
-    """
-
-    kind: FailureKind
-    detail: str
-    panic: str | None = None
-    output: str | None = None
-    backtrace: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, error: DecisionError) -> "Failure":
-        """What an error says."""
-        words = error.words
-        return cls(error.kind, error.detail, words.panic, words.output, words.backtrace)
-
-    def lines(self) -> list[str]:
-        """All of it, the cause first."""
-        said = [f"{self.kind}: {self.detail}"]
-        if self.panic:
-            said.append(f"it said: {self.panic}")
-        if self.output:
-            said += ["it wrote:", *(f"  {line}" for line in self.output.splitlines())]
-        if self.backtrace:
-            said += ["it was in, the innermost first:", *(f"  {f}" for f in self.backtrace)]
-        return said
+Failure = FailureDetail
+"""How a call failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ What the input says becomes real workers in a registry and a real request, so th
 is asked, plugin or built in, sees what a router would show it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,11 @@ MAX_I32 = 2**31 - 1
 """The most that the table ABI says of a load; so it is the most that a case may."""
 
 MAX_ENTROPY = 2**53 - 1
+MAX_WORKERS = 10_000
+"""Of an input; making a case of more would take minutes."""
+
 _MAX_U64 = 2**64 - 1
+_HEX = re.compile("[0-9A-Fa-f]+")
 _METRICS = ("queued", "running", "kv_usage", "metrics_age_ms")
 _OF_WORKER = ("pending_tokens", "prefix_match", "id", "weight", "labels", "ttft_ms")
 _OF_REQUEST = ("model", "session", "text_bytes", "prompt_tokens", "id", "path", "stream", "attempt")
@@ -258,12 +263,10 @@ def _worker(top: _Fields, index: int, given: object, now_ms: int) -> tuple[Worke
             now_ms - said.whole("metrics_age_ms", now_ms),
         )
     if (id := said.text("id")) is not None:
-        try:
-            int(id[:8], 16)
-        except ValueError:  # the table ABI has its first digits as a number
-            said.refuse("id")
-        else:
+        if _HEX.fullmatch(id[:8]):  # the table ABI has its first digits as a number
             worker.id = id
+        else:
+            said.refuse("id")
     return worker, said.whole("prefix_match", _MAX_U64 // CHARACTERS_PER_TOKEN)
 
 
@@ -284,4 +287,18 @@ def load_input(text: bytes | str) -> Mapping[str, Any]:
         raise ConfigError(f"the input is not JSON: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"the input is a {type(given).__name__}; expected an object")
+    if why := too_much(given):
+        raise ConfigError(f"the input {why}")
     return given
+
+
+def too_much(given: Mapping[str, Any]) -> str | None:
+    """Why no plugin is asked about an input, whatever it says; or None."""
+    workers = given.get("workers")
+    if isinstance(workers, list) and len(workers) > MAX_WORKERS:
+        return f"has {len(workers):,} workers; at most {MAX_WORKERS:,} are allowed"
+    try:
+        orjson.dumps(given)
+    except orjson.JSONEncodeError as error:
+        return f"cannot be given as JSON: {error}"
+    return None

@@ -193,7 +193,8 @@ CHECKS = (
     ),
     Check(
         "healthy_only",
-        "Of workers it picks one that is healthy, whichever they are and whatever the entropy.",
+        "Of workers it picks one that is healthy, whichever they are and whatever the entropy. "
+        "One at least is: where there is none, a router answers without asking.",
         _healthy_only,
     ),
     Check(

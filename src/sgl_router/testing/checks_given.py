@@ -174,7 +174,8 @@ GIVEN = (
     ),
     Check(
         "malformed_input",
-        "An input that it cannot read is an error that it reports, not a trap.",
+        "Of an input that is none it reports an error, or it answers where it can do without what "
+        "is wrong with it; it does not trap, hang, or answer what cannot be read.",
         _malformed_input,
     ),
     Check(

@@ -14,8 +14,9 @@ import orjson
 
 from sgl_router.errors import ConfigError, DecisionError
 from sgl_router.testing.answer import Answer, Failure
-from sgl_router.testing.case import DecisionCase
+from sgl_router.testing.case import DecisionCase, too_much
 from sgl_router.testing.check import as_json
+from sgl_router.testing.files import read_regular
 from sgl_router.testing.host import Host
 from sgl_router.wasm.abi.json_v1 import MAX_ERROR_CHARACTERS, PluginState
 from sgl_router.wasm.printable import printable
@@ -24,6 +25,7 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 RUNS = 2
 """Of each, on instances of their own: a decision is a function of its input."""
 
+_PARTS = ("input", "output")
 _OUTPUT = ("selected_worker", "state", "error")
 
 
@@ -72,17 +74,16 @@ def load_golden(folder: Path) -> list[GoldenCase]:
 def read_golden(path: Path) -> GoldenCase:
     """Raises ConfigError, naming the file, where it holds no golden decision."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_FILE_BYTES:,} bytes")
     try:
         said = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     problems = _shape_problems(said)
+    if not problems:
+        problems += [f"its {key} {why}" for key in _PARTS if (why := too_much(said[key]))]
     if problems:
         raise ConfigError(f"{path} is no golden decision: {'; '.join(problems)}")
     return GoldenCase(
@@ -163,7 +164,7 @@ def _shape_problems(said: object) -> list[str]:
         return [f"it is a {type(said).__name__}; expected an object"]
     problems = [
         f"its {key} is no object; expected {what}"
-        for key, what in (("input", "an input of the JSON ABI"), ("output", _words(_OUTPUT)))
+        for key, what in zip(_PARTS, ("an input of the JSON ABI", _words(_OUTPUT)), strict=True)
         if not isinstance(said.get(key), dict)
     ]
     if problems:

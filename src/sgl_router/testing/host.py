@@ -74,6 +74,14 @@ class Host(Protocol):
         """It is used no more."""
 
 
+def own_runtime() -> WasmRuntime:
+    """As a router's: modules are compiled in a process of their own, and kept where it keeps them.
+
+    Whoever has it closes it.
+    """
+    return WasmRuntime(RuntimeOptions(cache_folder=default_cache_folder()))
+
+
 class PluginHost:
     """This router's host, for one plugin; used by one thread.
 
@@ -94,11 +102,7 @@ class PluginHost:
             if isinstance(module, bytes)
             else read_module(replace(config, module_path=str(module)), BUILTIN_NAMES)
         )
-        self._own = (
-            WasmRuntime(RuntimeOptions(cache_folder=default_cache_folder()))
-            if runtime is None
-            else None
-        )
+        self._own = own_runtime() if runtime is None else None
         runtime = runtime or self._own
         assert runtime is not None, "given or made"
         try:

@@ -44,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.args += [str(path) for path in _files(config)]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A folder on the way to a file that is named is looked into: `build` usually is not."""
+    on_the_way = any(path.is_relative_to(collection_path) for path in _files(config))
+    return False if on_the_way else None
+
+
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "PolicyPlugin | None":
     """Takes the files that are named, and no other modules that lie about."""
     if file_path not in _files(parent.config):
@@ -79,7 +86,7 @@ class PolicyPlugin(pytest.File):
     Its host is made by the first test that asks it, and used by all of them.
     """
 
-    _host: "PluginHost | None" = None
+    _host: "PluginHost | Exception | None" = None
 
     def collect(self) -> "list[ConformanceItem | GoldenItem]":
         from sgl_router.errors import ConfigError  # noqa: PLC0415
@@ -101,13 +108,34 @@ class PolicyPlugin(pytest.File):
 
     @property
     def host(self) -> "PluginHost":
-        """Raises PluginRefused or DecisionError."""
+        """Raises PluginRefused, DecisionError, ConfigError or OSError: each time the first one."""
+        from sgl_router.errors import RouterError  # noqa: PLC0415
+
         if self._host is None:
             from sgl_router.testing.host import PluginHost  # noqa: PLC0415
 
-            self._host = PluginHost(self.path, _settings(self.config, self.path))
-            self.config.add_cleanup(self._host.close)
+            try:
+                self._host = PluginHost(self.path, _settings(self.config, self.path))
+            except (RouterError, OSError) as error:
+                self._host = error
+            else:
+                self.config.add_cleanup(self._host.close)
+        if isinstance(self._host, Exception):
+            raise self._host
         return self._host
+
+    def host_for(self, item: pytest.Item) -> "PluginHost":
+        """As `host`; but where the test `loads` tells that there is none, others are skipped."""
+        from sgl_router.errors import RouterError  # noqa: PLC0415
+        from sgl_router.testing.conformance import LOADS  # noqa: PLC0415
+
+        try:
+            return self.host
+        except (RouterError, OSError):
+            tells = [one for one in self.session.items if one.parent is self and one.name == LOADS]
+            if not tells or item in tells:
+                raise
+        pytest.skip("it does not load")
 
 
 class _PolicyItem(pytest.Item):
@@ -141,7 +169,7 @@ class ConformanceItem(_PolicyItem):
         from sgl_router.testing.checks import CHECKS  # noqa: PLC0415
         from sgl_router.testing.conformance import run_check  # noqa: PLC0415
 
-        host = self.plugin.host
+        host = self.plugin.host_for(self)
         for check in CHECKS:
             if check.name == self.name:
                 result = run_check(check, host)
@@ -158,7 +186,7 @@ class GoldenItem(_PolicyItem):
     def runtest(self) -> None:
         from sgl_router.testing.golden import run_golden  # noqa: PLC0415
 
-        result = run_golden(self.plugin.host, self.golden)
+        result = run_golden(self.plugin.host_for(self), self.golden)
         _judge(result.outcome, [self.golden.description, *result.problems])
 
 

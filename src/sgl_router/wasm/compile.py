@@ -33,6 +33,7 @@ from sgl_router.wasm.compile_child import (
     NO_MEMORY,
     REFUSED,
 )
+from sgl_router.wasm.deserialize import load_module
 from sgl_router.wasm.printable import printable
 from sgl_router.wasm.refusals import Reason, RefusalCode
 
@@ -109,7 +110,8 @@ class BaseCompiler(Generic[_M]):
     ) -> None:
         """Compiled modules are taken from `cache` and put there; None keeps none.
 
-        `engine` must have the settings of `make_engine`, which the children use.
+        `engine` must have the settings of the one that a child makes for the same kind
+        (`sgl_router.wasm.engine`).
         """
         self._engine = engine
         self._cache = cache
@@ -120,7 +122,7 @@ class BaseCompiler(Generic[_M]):
         self._children: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
-    def _load(self, artifact: bytes | bytearray) -> _M:
+    def _load(self, artifact: bytearray | memoryview) -> _M:
         """What a child has made. Raises wasmtime.WasmtimeError."""
         raise NotImplementedError
 
@@ -199,8 +201,8 @@ class Compiler(BaseCompiler[wasmtime.Module]):
 
     _kind = MODULE
 
-    def _load(self, artifact: bytes | bytearray) -> wasmtime.Module:
-        return wasmtime.Module.deserialize(self._engine, artifact)
+    def _load(self, artifact: bytearray | memoryview) -> wasmtime.Module:
+        return load_module(self._engine, artifact)
 
     def compile_own(self, text: str) -> wasmtime.Module:
         """The compiled module of a WebAssembly text that is the router's own: in this process."""

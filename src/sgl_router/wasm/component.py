@@ -20,7 +20,13 @@ from sgl_router.wasm.artifacts import ArtifactCache
 from sgl_router.wasm.clock import EpochClock
 from sgl_router.wasm.compile import BaseCompiler, CompileLimits
 from sgl_router.wasm.compile_child import COMPONENT
-from sgl_router.wasm.component_calls import FastCalls, Functions, PolicyCalls, PublicCalls
+from sgl_router.wasm.component_calls import (
+    FastComponentCalls,
+    Functions,
+    PolicyCalls,
+    PublicComponentCalls,
+)
+from sgl_router.wasm.deserialize import load_component
 from sgl_router.wasm.driver import GuestError
 from sgl_router.wasm.engine import make_component_engine
 
@@ -51,8 +57,8 @@ class ComponentCompiler(BaseCompiler[Component]):
         """`engine` must have the settings of `make_component_engine`."""
         super().__init__(engine, cache, component_limits(0))
 
-    def _load(self, artifact: bytes | bytearray) -> Component:
-        return Component.deserialize(self._engine, artifact)
+    def _load(self, artifact: bytearray | memoryview) -> Component:
+        return load_component(self._engine, artifact)
 
     def _limits_of(self, wasm: bytes) -> CompileLimits:
         return component_limits(len(wasm))
@@ -72,7 +78,7 @@ class ComponentRuntime:
         cache: ArtifactCache | None,
         *,
         in_child: bool,
-        calls: type[FastCalls] | type[PublicCalls],
+        calls: type[FastComponentCalls] | type[PublicComponentCalls],
     ) -> None:
         """See `RuntimeOptions`. Takes milliseconds, and a thread."""
         self.engine = make_component_engine()

@@ -2,8 +2,9 @@
 
 A component is sections like a core module's, some of which are whole core modules and components
 (component model, `Binary.md`). Only what has to be known before compiling is read: custom sections,
-imports and exports of the outermost component, and of every core module within it the memories, the
-tables, and how many functions and globals it has. Types are left to wasmtime.
+imports and exports of the outermost component, of every component within it the built-ins that it
+uses, and of every core module the memories, the tables, and how many functions and globals it has.
+Types are left to wasmtime.
 
 Nothing is copied but names and custom sections, nothing is read twice, and sections and entries are
 counted, so that hostile bytes cost no more than their own length.
@@ -29,11 +30,15 @@ the host keeps up to 32 bytes outside of the memory that is limited. What compon
 some 400,000."""
 
 _CUSTOM, _CORE_MODULE, _CORE_INSTANCE, _COMPONENT, _IMPORT, _EXPORT = 0, 1, 2, 4, 10, 11
+_CANON = 8
 _CORE_FUNCTIONS, _CORE_TABLES, _CORE_MEMORIES, _CORE_GLOBALS = 3, 4, 5, 6
 _SORTS = ("core", "function", "value", "type", "component", "instance")
 _CORE_SORT, _CORE_MODULE_SORT = 0, 0x11
 _FUNCREF, _EXTERNREF = 0x70, 0x6F
 _MODULE_NAME, _FUNCTION_NAMES = 0, 1
+_LIFT, _LOWER = 0, 1
+_OF_RESOURCES = {2: "resource.new", 3: "resource.drop", 4: "resource.rep"}
+_FIRST_WITH_INDEX, _LAST_OPTION = 3, 5  # UTF-8, UTF-16, Latin-1; memory, realloc, post-return
 
 
 class _TooComplex(Exception):
@@ -52,6 +57,7 @@ class ComponentInfo:
         imports, exports: of the outermost component: name -> what it is (`function`, `instance` …).
         custom_sections: of the outermost component: name -> content; of several with one name, the
             first.
+        builtins: canonical built-ins that it uses beside `lift` and `lower`, at any depth.
         memories, tables: those that the core modules have of their own.
         instances: core modules that are instantiated, each as often as it is written down; a
             component that is instantiated twice counts once.
@@ -61,6 +67,7 @@ class ComponentInfo:
     imports: dict[str, str] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
     custom_sections: dict[str, bytes] = field(default_factory=dict)
+    builtins: set[str] = field(default_factory=set)
     memories: list[Limits] = field(default_factory=list)
     tables: list[Limits] = field(default_factory=list)
     instances: int = 0
@@ -99,6 +106,8 @@ class _ComponentReader:
                     self._read_core_module(body)
                 elif section == _CORE_INSTANCE:
                     self._read_core_instances(body)
+                elif section == _CANON:
+                    self._read_canonical(body)
                 elif depth == 0:
                     self._read_outermost(section, body)
         if self._info.instances * self._info.most_definitions > MAX_DEFINITIONS:
@@ -145,6 +154,35 @@ class _ComponentReader:
                 body.name()
                 body.byte()
                 body.u32()
+
+    def _read_canonical(self, body: Reader) -> None:
+        """What is not known to be harmless counts as used; how it goes on is not known then."""
+        for _ in range(self._count(body)):
+            code = body.byte()
+            if code in _OF_RESOURCES:
+                self._info.builtins.add(_OF_RESOURCES[code])
+                body.u32()
+            elif code not in (_LIFT, _LOWER):
+                self._info.builtins.add(f"number {code:#x}")
+                return
+            elif not self._read_lift_or_lower(code, body):
+                return
+
+    def _read_lift_or_lower(self, code: int, body: Reader) -> bool:
+        """False after an option that is not known."""
+        if body.byte():
+            raise MalformedModule(f"a canonical function of unknown kind at byte {body.pos - 1}")
+        body.u32()
+        for _ in range(self._count(body)):
+            option = body.byte()
+            if option > _LAST_OPTION:
+                self._info.builtins.add(f"the option {option:#x}")
+                return False
+            if option >= _FIRST_WITH_INDEX:
+                body.u32()
+        if code == _LIFT:
+            body.u32()  # its type
+        return True
 
     def _read_core_module(self, reader: Reader) -> None:
         if reader.take(8) != MAGIC + b"\x01\0\0\0":

@@ -69,7 +69,7 @@ class PolicyCalls(Protocol):
         """How a request has ended."""
 
 
-class FastCalls:
+class FastComponentCalls:
     """Through the C API."""
 
     def __init__(self, store: wasmtime.Store, functions: Functions) -> None:
@@ -166,7 +166,7 @@ def _text_at(at: int) -> bytes:
     return ctypes.string_at(data, min(size, MAX_TEXT_BYTES + 1))
 
 
-class PublicCalls:
+class PublicComponentCalls:
     """Through wasmtime's Python classes, which takes some 50 times as long."""
 
     def __init__(self, store: wasmtime.Store, functions: Functions) -> None:

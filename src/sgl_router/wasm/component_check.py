@@ -40,6 +40,7 @@ def component_problems(info: ComponentInfo, max_memory_bytes: object) -> list[Re
     return [
         *_import_problems(info.imports),
         *_export_problems(info.exports),
+        *_builtin_problems(info.builtins),
         *_memory_problems(info, max_memory_bytes),
     ]
 
@@ -82,6 +83,14 @@ def _export_problems(exports: dict[str, str]) -> Iterator[Reason]:
     elif kind != "instance":
         text = f"its export {INTERFACE} is a {kind}; expected an instance of that interface"
         yield Reason("component_wrong_type", text)
+
+
+def _builtin_problems(builtins: set[str]) -> Iterator[Reason]:
+    """The host keeps handles of resources outside of the memory that is limited, without bound."""
+    if builtins:
+        text = f"it uses built-ins of the component model: {', '.join(sorted(builtins))}; expected "
+        text += "none but lift and lower, as a policy's interface has no resources and no streams"
+        yield Reason("component_builtin", text)
 
 
 def _memory_problems(info: ComponentInfo, max_memory_bytes: object) -> Iterator[Reason]:

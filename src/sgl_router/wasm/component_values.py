@@ -9,6 +9,7 @@ An option's value is there whether it is pointed at or not.
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 from sgl_router.wasm.abi.component_v1 import (
     INPUT,
@@ -30,12 +31,17 @@ from sgl_router.wasm.component_blocks import (
     Words,
 )
 
+_N = TypeVar("_N", int, float)
+
+_Part = tuple[int, int, int]
+"""Of a text its length's word, of a number its own; then its option's word and the address of what
+that holds, both 0 where it is in no option."""
+
 
 class WorkerValues:
     """The list of workers of one frame.
 
     Attributes:
-        frame: whose they are.
         address: of the first worker's value; those of the others follow it.
         count: of workers.
     """
@@ -213,19 +219,14 @@ class _Parts:
         self._held = {path: self.words.at(word) for path, word in block.held.items()}
         self._texts = Texts()
 
-    def _text_fields(self, *paths: str) -> list[tuple[int, int, int]]:
-        """For `_fill_texts`: of each text its length's word, its option's, and what that holds."""
-        return [
-            (self._fields[path], self._fields.get(f"{path}?", 0), self._held.get(f"{path}?", 0))
-            for path in paths
-        ]
+    def _part(self, path: str) -> _Part:
+        option = f"{path}?"
+        return self._fields[path], self._fields.get(option, 0), self._held.get(option, 0)
 
-    def _fill_texts(
-        self, fields: list[tuple[int, int, int]], texts: Sequence[bytes | None]
-    ) -> None:
+    def _fill_texts(self, parts: Sequence[_Part], texts: Sequence[bytes | None]) -> None:
         whole = self.words.whole
         at = self._texts.put(b"".join([text for text in texts if text]))
-        for text, (length, option, held) in zip(texts, fields, strict=True):
+        for text, (length, option, held) in zip(texts, parts, strict=True):
             if option:
                 whole[option] = 0 if text is None else held
             if text is not None:
@@ -233,15 +234,12 @@ class _Parts:
                 whole[length + 1] = at
                 at += len(text)
 
-    def _fill_option(self, path: str, number: int | None) -> None:
-        self.words.whole[self._fields[f"{path}?"]] = 0 if number is None else self._held[f"{path}?"]
+    def _fill_option(self, part: _Part, words: "memoryview[_N]", number: _N | None) -> None:
+        """`words` are `self.words` as what the number is."""
+        word, option, held = part
+        self.words.whole[option] = 0 if number is None else held
         if number is not None:
-            self.words.whole[self._fields[path]] = number
-
-    def _fill_float(self, path: str, number: float | None) -> None:
-        self.words.whole[self._fields[f"{path}?"]] = 0 if number is None else self._held[f"{path}?"]
-        if number is not None:
-            self.words.floats[self._fields[path]] = number
+            words[word] = number
 
 
 class InputValue(_Parts):
@@ -253,10 +251,9 @@ class InputValue(_Parts):
 
     def __init__(self) -> None:
         super().__init__(_INPUT)
-        self._text_at = self._text_fields(
-            *("request.id", "request.path", "request.model", "request.session"),
-            *("request-text", "state"),
-        )
+        texts = "request.id", "request.path", "request.model", "request.session", "request-text"
+        self._text_at = [self._part(path) for path in (*texts, "state")]
+        self._prompt_tokens = self._part("request.prompt-tokens")
         self._workers = self._fields["workers"]
         self._numbers = tuple(
             self._fields[path]
@@ -274,7 +271,7 @@ class InputValue(_Parts):
         whole[stream] = given.stream
         whole[attempt] = given.attempt
         whole[text_bytes] = given.text_bytes
-        self._fill_option("request.prompt-tokens", given.prompt_tokens)
+        self._fill_option(self._prompt_tokens, whole, given.prompt_tokens)
         now_ms, entropy = self._passing
         whole[now_ms] = given.now_ms
         whole[entropy] = given.entropy
@@ -289,16 +286,22 @@ class OutcomeValue(_Parts):
 
     def __init__(self) -> None:
         super().__init__(_OUTCOME)
-        self._text_at = self._text_fields("worker", "error")
+        self._text_at = [self._part(path) for path in ("worker", "error")]
+        self._status, self._ttft_ms = self._part("status"), self._part("ttft-ms")
+        self._numbers = tuple(
+            self._fields[path] for path in ("success", "output-chunks", "duration-ms")
+        )
 
     def fill(self, given: ComponentOutcome) -> None:
         """With an outcome."""
+        whole, floats = self.words.whole, self.words.floats
         self._fill_texts(self._text_at, (given.worker, given.error))
-        self.words.whole[self._fields["success"]] = given.success
-        self.words.whole[self._fields["output-chunks"]] = given.output_chunks
-        self.words.floats[self._fields["duration-ms"]] = given.duration_ms
-        self._fill_option("status", given.status)
-        self._fill_float("ttft-ms", given.ttft_ms)
+        success, output_chunks, duration_ms = self._numbers
+        whole[success] = given.success
+        whole[output_chunks] = given.output_chunks
+        floats[duration_ms] = given.duration_ms
+        self._fill_option(self._status, whole, given.status)
+        self._fill_option(self._ttft_ms, floats, given.ttft_ms)
 
 
 class TextValue(_Parts):
@@ -310,7 +313,7 @@ class TextValue(_Parts):
 
     def __init__(self, text: bytes) -> None:
         super().__init__(_TEXT)
-        self._fill_texts([(self._fields[""], 0, 0)], (text,))
+        self._fill_texts([self._part("")], (text,))
 
 
 _INPUT, _OUTCOME, _TEXT = Block(INPUT), Block(OUTCOME), Block("string")

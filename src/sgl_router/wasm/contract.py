@@ -113,10 +113,9 @@ class JsonContract:
     def judge(self, answer: bytes, workers: WorkerView) -> int | None:
         known = self._answers.get(answer)
         index, patch = known if known is not None else self._read(answer)
-        if index is not None:
-            healthy = workers.healthy
-            if not (0 <= index < len(healthy) and healthy[index]):
-                raise _misjudged(self._name, index, workers)
+        healthy = workers.healthy
+        if index is not None and not (0 <= index < len(healthy) and healthy[index]):
+            _check_eligible(self._name, index, workers)  # only then: else each decision calls it
         if patch is not None:
             self.state = self.state.merged(self._name, patch)
         return index
@@ -161,10 +160,7 @@ class TableContract:
         except GuestError as error:
             raise instance.failed(error) from None
         index = instance.call(driver.select, slot, limit_ms, request.now_ms, request.entropy)
-        if index is not None:
-            healthy = workers.healthy
-            if not (0 <= index < len(healthy) and healthy[index]):
-                raise _misjudged(self._name, index, workers)
+        _check_eligible(self._name, index, workers)
         return index
 
     def encode(self, workers: WorkerView, request: RequestView) -> bytes:
@@ -178,8 +174,7 @@ class TableContract:
         return instance.call(driver.select_from, payload, limit_ms, now_ms, entropy)
 
     def judge(self, answer: int | None, workers: WorkerView) -> int | None:
-        if answer is not None and not (0 <= answer < len(workers) and workers.healthy[answer]):
-            raise _misjudged(self._name, answer, workers)
+        _check_eligible(self._name, answer, workers)
         return answer
 
     def encode_outcome(self, outcome: Outcome) -> bytes:
@@ -224,10 +219,7 @@ class ComponentContract:
     def judge(self, answer: ComponentAnswer, workers: WorkerView) -> int | None:
         patch = state_patch(self._name, answer)
         index = answer.selected_worker
-        if index is not None:
-            healthy = workers.healthy
-            if not (index < len(healthy) and healthy[index]):
-                raise _misjudged(self._name, index, workers)
+        _check_eligible(self._name, index, workers)
         if patch is not None:
             self.state = self.state.merged(self._name, patch)
         return index
@@ -239,12 +231,16 @@ class ComponentContract:
         pass
 
 
-def _misjudged(plugin: str, index: int, workers: WorkerView) -> DecisionError:
-    """An index that is none of an eligible worker."""
-    if 0 <= index < len(workers):
-        return DecisionError(
+def _check_eligible(plugin: str, index: int | None, workers: WorkerView) -> None:
+    """Raises DecisionError where an index is none of an eligible worker."""
+    if index is None:
+        return
+    healthy = workers.healthy
+    if not 0 <= index < len(healthy):
+        raise DecisionError(
+            plugin, "out_of_range", f"selected_worker is {index} of {len(healthy)} workers"
+        )
+    if not healthy[index]:
+        raise DecisionError(
             plugin, "unhealthy_pick", f"selected_worker is {index}: {workers[index]!r}"
         )
-    return DecisionError(
-        plugin, "out_of_range", f"selected_worker is {index} of {len(workers)} workers"
-    )

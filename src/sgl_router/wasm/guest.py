@@ -43,7 +43,7 @@ class Guest:
         """A decision at once. Raises DecisionError."""
         instance = self.instance
         if instance is None:
-            instance, limit_ms = self._started(limit_ms)
+            instance = self._started(limit_ms)
         try:
             return self.contract.decide(instance, workers, request, limit_ms)
         finally:
@@ -54,9 +54,9 @@ class Guest:
     def answer(self, payload: Any, now_ms: int, entropy: int, limit_ms: float) -> TimedAnswer:
         """The answer to what the contract has encoded before. Raises DecisionError."""
         started = time.perf_counter()
-        instance, left_ms = self._started(limit_ms)
+        instance = self._started(limit_ms)
         try:
-            answer = self.contract.ask_later(instance, payload, now_ms, entropy, left_ms)
+            answer = self.contract.ask_later(instance, payload, now_ms, entropy, limit_ms)
         finally:
             if instance.poisoned or instance.driver.pages >= instance.worn_pages:
                 self.instance = None
@@ -68,9 +68,9 @@ class Guest:
         Returns the milliseconds that it took. Raises DecisionError.
         """
         started = time.perf_counter()
-        instance, left_ms = self._started(limit_ms)
+        instance = self._started(limit_ms)
         try:
-            instance.on_request_complete(payload, now_ms, left_ms)
+            instance.on_request_complete(payload, now_ms, limit_ms)
         finally:
             if instance.poisoned or instance.driver.pages >= instance.worn_pages:
                 self.instance = None
@@ -83,7 +83,7 @@ class Guest:
     def start(self, limit_ms: float) -> None:
         """Have an instance ready, where one is kept. Raises DecisionError."""
         if not self._per_call:
-            self._started(limit_ms)
+            self._started(limit_ms).spent_ms = 0.0  # no request has waited for it
 
     def try_out(self, limit_ms: float) -> SelfTest:
         """One decision between two made-up workers; reporting an error itself is no failure.
@@ -95,7 +95,7 @@ class Guest:
             registry.add(Worker(f"http://127.0.0.1:{port}", Health.UP))
         request = RequestView("self-test", "/v1/chat/completions")
         index, said = None, None
-        _, limit_ms = self._started(limit_ms)  # an error by which it refuses to start is a failure
+        self._started(limit_ms)  # an error by which it refuses to start is a failure
         started = time.perf_counter()
         try:
             index = self.decide(registry.view(), request, limit_ms)
@@ -109,14 +109,18 @@ class Guest:
         self.contract.state = EMPTY_STATE
         return SelfTest(index, round(elapsed * 1e6, 1), said)
 
-    def _started(self, limit_ms: float) -> tuple[Instance, float]:
-        """The instance, and what is left of the time. Raises DecisionError."""
+    def _started(self, limit_ms: float) -> Instance:
+        """The instance; what making it takes of the limit, its first call has less.
+
+        Raises DecisionError.
+        """
         instance = self.instance
         if instance is not None:
-            return instance, limit_ms
+            return instance
         started = time.perf_counter()
         instance = self.instance = Instance(self._sandbox, limit_ms)
         if self._per_call:
             instance.worn_pages = 0  # by its first call
         self.instances += 1
-        return instance, limit_ms - (time.perf_counter() - started) * 1000
+        instance.spent_ms = (time.perf_counter() - started) * 1000
+        return instance

@@ -42,6 +42,8 @@ class Instance:
             place.
         poisoned: whether it is to be thrown away: a failure leaves a guest in an unknown state.
         late_failure: one that came after the decision had been read.
+        spent_ms: what is to be taken off the next call's limit, for starting the instance was part
+            of that call.
     """
 
     def __init__(self, sandbox: Sandbox, limit_ms: float) -> None:
@@ -53,6 +55,7 @@ class Instance:
         self._lock = threading.Lock()
         self.poisoned = False
         self.late_failure: DecisionError | None = None
+        self.spent_ms = 0.0
         self._host = sandbox.host if sandbox.module.imports else None
         self._exports: Exports = {}
         try:
@@ -117,9 +120,11 @@ class Instance:
         with self._lock:
             try:
                 timer = clock.here.timer
-                timer.begin(limit_ms / 1000)
+                timer.begin((limit_ms - self.spent_ms) / 1000)
             except OSError as error:
-                raise self._failed("trap", f"{error.strerror}") from None
+                detail = f"its deadline cannot be set: {error.strerror}"
+                raise self._failed("trap", detail) from None
+            self.spent_ms = 0.0
             if host is not None:
                 host.begin(now_ms, entropy, timer.end_now)
             try:

@@ -22,6 +22,7 @@ from sgl_router.wasm.binary import (
 from sgl_router.wasm.component_binary import ComponentInfo, read_component
 from sgl_router.wasm.component_check import component_problems
 from sgl_router.wasm.config import MAX_MEMORY_BYTES, Lane, WasmPolicyConfig, is_digest
+from sgl_router.wasm.driver import PAGE_BYTES
 from sgl_router.wasm.grants import granted, group_of, has_files, is_network
 from sgl_router.wasm.manifest import SECTION, Manifest, config_problems, read_manifest
 from sgl_router.wasm.printable import printable
@@ -35,9 +36,6 @@ MAX_MODULE_BYTES = 8 * 1024 * 1024
 MAX_COMPONENT_BYTES = 64 * 1024 * 1024
 HEAD_BYTES = 8
 """Of a module: its magic number and its version, which tells a component from a core module."""
-
-PAGE_BYTES = 65_536
-TABLE_ELEMENT_BYTES = ELEMENT_BYTES
 
 _NOTHING = FuncSignature((), ())
 _POINTER_AND_LENGTH = FuncSignature(("i32", "i32"), ())
@@ -126,11 +124,12 @@ def read_file(path: str) -> bytes:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
+        most = min(status.st_size, most_bytes(os.pread(fd, HEAD_BYTES, 0)))
         with open(fd, "rb", closefd=False) as file:
-            head = file.read(HEAD_BYTES)
-            return head + file.read(most_bytes(head) + 1 - len(head))
+            return file.read(most + 1)  # at once, as all of that is allocated, and nothing copied
     finally:
         os.close(fd)
 
@@ -360,7 +359,7 @@ def _size_problems(info: ModuleInfo, max_memory_bytes: object) -> list[Reason]:
     if beyond > start and info.memories:
         text = f"its data ends at byte {beyond:,}, and its memory has {start:,} bytes at its start"
         problems.append(Reason("data_beyond_memory", text))
-    needed = start + sum(table.minimum for table in info.tables) * TABLE_ELEMENT_BYTES
+    needed = start + sum(table.minimum for table in info.tables) * ELEMENT_BYTES
     if isinstance(max_memory_bytes, int) and needed > max_memory_bytes:
         text = (
             f"it needs {needed:,} bytes of memory at its start; max_memory_bytes is "

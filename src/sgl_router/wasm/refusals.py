@@ -56,6 +56,7 @@ RefusalCode = Literal[
     "component_interface_missing",
     "component_wrong_type",
     "component_import",
+    "component_builtin",
     # its memory
     "memory_at_start",
     "memory_not_exported",

@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from itertools import count
-from typing import Literal
+from typing import Literal, TypeVar
 from weakref import WeakValueDictionary
 
 from sgl_router.errors import DecisionError, FailureKind, PluginRefused
 from sgl_router.wasm.config import WasmPolicyConfig
-from sgl_router.wasm.module import check_module, read_module
+from sgl_router.wasm.module import PluginModule, check_module, read_module
 from sgl_router.wasm.policy import WasmPolicy
 from sgl_router.wasm.refusals import Reason, RefusalCode
 from sgl_router.wasm.runtime import RuntimeOptions, WasmRuntime
@@ -19,8 +20,14 @@ from sgl_router.wasm.sandbox import Sandbox
 from sgl_router.wasm.status import PluginSource
 from sgl_router.wasm.version import PluginVersion
 
+_T = TypeVar("_T")
+
 MAX_BUILDS = 3
 """Versions that are built at a time; each holds a thread for as long as its plugin may take."""
+
+MAX_COMPONENT_BUILDS = 1
+"""Components that are built at a time besides: as many as are compiled (`component_limits`). One
+may take minutes, and those that wait for it must not take the core modules' turns."""
 
 # A version that is tried out is in no quarantine.
 _OF_TRIAL: dict[FailureKind, RefusalCode] = {
@@ -54,6 +61,7 @@ class WasmPolicyRegistry:
         self._numbers = count(1)
         self._lock = threading.Lock()
         self._builds = asyncio.Semaphore(MAX_BUILDS)
+        self._component_builds = asyncio.Semaphore(MAX_COMPONENT_BUILDS)
         self._runtime: WasmRuntime | None = None
         self._closed = False
 
@@ -107,8 +115,10 @@ class WasmPolicyRegistry:
         self, config: WasmPolicyConfig, wasm: bytes | None, source: PluginSource
     ) -> PluginVersion:
         """A version that has been tried out, and is in use nowhere. Raises PluginRefused."""
-        async with self._builds:  # other work wants threads too
-            return await asyncio.to_thread(self._build, config, wasm, source)
+        check = partial(_checked, config, wasm, self._reserved_names)
+        module = await _in_thread(self._builds, check)
+        turns = self._builds if module.component is None else self._component_builds
+        return await _in_thread(turns, partial(self._build, module, config, source))
 
     def install(
         self, version: PluginVersion
@@ -162,20 +172,45 @@ class WasmPolicyRegistry:
             return self._runtime
 
     def _build(
-        self, config: WasmPolicyConfig, wasm: bytes | None, source: PluginSource
+        self, module: PluginModule, config: WasmPolicyConfig, source: PluginSource
     ) -> PluginVersion:
-        name = str(config.name)  # of any type until it has been checked
+        name = config.name
         runtime = self._begin(name)
-        if wasm is None:
-            module = read_module(config, self._reserved_names)
-        else:
-            module = check_module(config, wasm, self._reserved_names)
         id = f"{module.digest[:12]}-{next(self._numbers)}"
         try:
             return PluginVersion(Sandbox(module, config, runtime), source, id)
         except DecisionError as error:
             text = f"it fails when tried out: {error.why}{error.where}"
             raise PluginRefused(name, [Reason(_OF_TRIAL[error.kind], text)]) from error
+
+
+def _checked(
+    config: WasmPolicyConfig, wasm: bytes | None, reserved_names: Collection[str]
+) -> PluginModule:
+    if wasm is None:
+        return read_module(config, reserved_names)
+    return check_module(config, wasm, reserved_names)
+
+
+async def _in_thread(turns: asyncio.Semaphore, work: Callable[[], _T]) -> _T:
+    """What `work` returns in a thread, of which there are few: who waits his turn has none.
+
+    Where this is cancelled the work goes on, as threads do, and its turn ends with it.
+    """
+
+    def ended(job: asyncio.Future[_T]) -> None:
+        turns.release()
+        if not job.cancelled():
+            job.exception()  # asked for, since whoever gave up does not ask
+
+    await turns.acquire()
+    try:
+        job = asyncio.get_running_loop().run_in_executor(None, work)
+    except BaseException:
+        turns.release()
+        raise
+    job.add_done_callback(ended)
+    return await asyncio.shield(job)
 
 
 def _stopping(plugin: str, text: str) -> PluginRefused:

@@ -11,7 +11,7 @@ from sgl_router.wasm.calls import Calls
 from sgl_router.wasm.clock import EpochClock
 from sgl_router.wasm.compile import Compiler
 from sgl_router.wasm.component import ComponentRuntime
-from sgl_router.wasm.component_calls import FastCalls, PublicCalls
+from sgl_router.wasm.component_calls import FastComponentCalls, PublicComponentCalls
 from sgl_router.wasm.driver import driver_text
 from sgl_router.wasm.engine import make_engine
 from sgl_router.wasm.table_driver import table_driver_text
@@ -66,7 +66,7 @@ class WasmRuntime:
         """What components run in, made when it is first asked for; for any thread."""
         with self._lock:
             if self._components is None:
-                calls = PublicCalls if self.calls.public else FastCalls
+                calls = PublicComponentCalls if self.calls.public else FastComponentCalls
                 self._components = ComponentRuntime(
                     self._cache, in_child=self._in_child, calls=calls
                 )

@@ -104,6 +104,17 @@ class FailureDetail:
         """As the error says it."""
         return str(DecisionError(plugin, self.kind, self.detail, LastWords(self.panic)))
 
+    def lines(self) -> list[str]:
+        """All of it, the cause first."""
+        said = [f"{self.kind}: {self.detail}"]
+        if self.panic:
+            said.append(f"it said: {self.panic}")
+        if self.output:
+            said += ["it wrote:", *(f"  {line}" for line in self.output.splitlines())]
+        if self.backtrace:
+            said += ["it was in, the innermost first:", *(f"  {f}" for f in self.backtrace)]
+        return said
+
 
 @dataclass(frozen=True, slots=True)
 class PluginStatus:

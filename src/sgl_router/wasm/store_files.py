@@ -110,9 +110,10 @@ def read_file(folder: int, name: str, limit: int) -> bytes:
             raise
         raise StoreError("it is not a regular file") from error
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise StoreError("it is not a regular file")
-        content = file.read(limit + 1)
+        content = file.read(min(status.st_size, limit) + 1)  # all of that is allocated
     if len(content) > limit:
         raise StoreError(f"it has more than {limit:,} bytes")
     return content

@@ -1,7 +1,9 @@
 """What is known of a guest whose call wasmtime has ended: the cause, and where that was.
 
-Neither is read out of wasmtime's text of the error: that has the name of each function in it,
-demangled, and the names are the guest's own, each as long as a module may be.
+wasmtime's text of an error has the name of each function in it, demangled, and the names are the
+guest's own, each as long as a module may be. So the backtrace is not read out of it, nor is the
+cause of a core module's trap. A component fails by an error without a code: the cause is the last
+line of its text, which is wasmtime's own.
 """
 
 import ctypes

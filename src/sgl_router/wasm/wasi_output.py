@@ -56,8 +56,9 @@ class GuestOutput:
 
     def end(self) -> None:
         """The call is over: lines without an end are lines too."""
-        while self._partial:
-            self._log_line(self._partial.pop(next(iter(self._partial))))
+        for line in self._partial.values():
+            self._log_line(line)
+        self._partial.clear()
 
     @property
     def last(self) -> str | None:

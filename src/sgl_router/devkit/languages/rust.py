@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sgl_router.devkit.language import Language, Run, Tool
+from sgl_router.devkit.toolchains import answer_of
 
 TARGET = "wasm32-unknown-unknown"
 
@@ -42,11 +42,11 @@ def _toolchains() -> Iterator[_Toolchain]:
         found = shutil.which(cargo), shutil.which(rustc)
         if found[0] is None or found[1] is None:
             continue
-        asked = subprocess.run(
-            [found[1], "--print", "sysroot"], capture_output=True, text=True, check=False
-        )
-        sysroot = Path(asked.stdout.strip())
-        if asked.returncode == 0 and any(sysroot.glob(f"lib/rustlib/{TARGET}/lib/*")):
+        said = answer_of([found[1], "--print", "sysroot"])
+        if said is None:
+            continue
+        sysroot = Path(said.strip())
+        if any(sysroot.glob(f"lib/rustlib/{TARGET}/lib/*")):
             yield _Toolchain(found[0], found[1], sysroot)
 
 

@@ -64,8 +64,7 @@ comptime {
 
 fn onRequestComplete(pointer: [*]const u8, length: usize) callconv(.c) void {
     _ = arena.reset(.{ .retain_with_limit = 64 * 1024 });
-    var reader: json.Reader = .init(memory, pointer[0..length]);
-    const outcome = reader.read(policy.Outcome) catch @panic(reader.problem);
+    const outcome = parsed(policy.Outcome, pointer[0..length]) catch |err| @panic(reason(err));
     policy.complete(outcome) catch |err| @panic(reason(err));
 }
 
@@ -81,15 +80,19 @@ const Answer = struct {
 };
 
 fn decide(input: []const u8) !Answer {
-    var reader: json.Reader = .init(memory, input);
-    const read = reader.read(policy.Input) catch |err| {
-        problem = reader.problem;
-        return err;
-    };
+    const read = try parsed(policy.Input, input);
     // Not inlined, so that the backtrace of a trap names it.
     const chosen = try @call(.never_inline, policy.choose, .{read});
     if (Chosen == ?usize) return .{ .selected_worker = chosen };
     return .{ .selected_worker = chosen.selected_worker, .state = chosen.state };
+}
+
+fn parsed(comptime T: type, input: []const u8) !T {
+    var reader: json.Reader = .init(memory, input);
+    return reader.read(T) catch |err| {
+        problem = reader.problem;
+        return err;
+    };
 }
 
 fn reason(err: anyerror) []const u8 {

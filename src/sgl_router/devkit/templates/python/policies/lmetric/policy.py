@@ -3,6 +3,8 @@ prefill and the requests that it would serve (LMetric, arXiv 2603.15202)."""
 
 from contract import PolicyInput, Worker
 
+BITS = (1 << 64) - 1
+
 
 def choose(input: PolicyInput) -> int | None:
     """The index of a worker, or None for "no worker should take this request"."""
@@ -20,5 +22,6 @@ def choose(input: PolicyInput) -> int | None:
 
 
 def cost(worker: Worker, prompt_tokens: int) -> int:
+    """In 64 bits, beyond which it wraps around."""
     missing = max(0, prompt_tokens - (worker.prefix_match or 0))
-    return ((worker.pending_tokens or 0) + missing) * (worker.load + 1)
+    return ((worker.pending_tokens or 0) + missing) * (worker.load + 1) & BITS

@@ -21,7 +21,7 @@ pub const Worker = struct {
     /// `*%` and `+%` wrap around, `-|` stops at 0.
     fn cost(worker: Worker, prompt_tokens: u64) u64 {
         const prefill = worker.pending_tokens +% (prompt_tokens -| worker.prefix_match);
-        return prefill *% (worker.load + 1);
+        return prefill *% (worker.load +% 1);
     }
 };
 
