@@ -22,7 +22,7 @@ from sgl_router.admin.probes import Probes
 from sgl_router.admin.workers import OlderClients, Workers
 from sgl_router.core.worker import Worker
 from sgl_router.wasm.config import WasmPolicyConfig
-from tests.admin.plugin_control import plugin
+from tests.admin.plugin_control import FakePlugins, plugin
 from tests.admin.support import ADMIN_KEY, API_KEY, Router, up
 
 ONE, TWO = "http://one:8000", "http://two:8000"
@@ -109,6 +109,7 @@ class Machine(schema.as_state_machine()):  # type: ignore[misc]  # the base is m
         for worker in list(ROUTER.registry):
             ROUTER.registry.remove(worker)
         the_first(ROUTER)
+        vars(ROUTER.plugins).update(vars(FakePlugins()))  # what was loaded is told, and used
 
     def get_call_kwargs(self, case: schemathesis.Case[Any]) -> dict[str, Any]:
         the_first(ROUTER)  # without a worker, 503 is right

@@ -17,6 +17,11 @@ KEY, OTHER = "a" * 64, "b" * 64
 NATIVE = b"native code " * 1000
 
 
+def found_in(cache: ArtifactCache, key: str) -> bytes | None:
+    artifact = cache.get(key)
+    return None if artifact is None else bytes(artifact)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> ArtifactCache:
     return ArtifactCache(tmp_path / "compiled")
@@ -53,7 +58,7 @@ def test_a_symbolic_link_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert cache.get(KEY) is None
         cache.put(KEY, b"other")
         cache.remove(KEY)
-    assert real.get(KEY) == NATIVE
+    assert found_in(real, KEY) == NATIVE
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o777, 0o1777])
@@ -69,7 +74,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(
         cache.remove(KEY)
     assert names(cache) == before
     cache.folder.chmod(0o700)
-    assert cache.get(KEY) == NATIVE
+    assert found_in(cache, KEY) == NATIVE
 
 
 def test_a_folder_of_somebody_else_is_not_used(
@@ -121,7 +126,7 @@ def test_a_full_disk_is_a_line_in_the_log_and_leaves_nothing(
     cache.put(KEY, NATIVE)
     with full_disk(bytes_left):
         cache.put(KEY, b"other" * 1000)
-        assert cache.get(KEY) == NATIVE
+        assert found_in(cache, KEY) == NATIVE
     assert len(names(cache)) == 2
 
 
@@ -141,7 +146,7 @@ def test_what_cannot_be_replaced_is_a_line_in_the_log_and_leaves_nothing(
 def test_no_descriptor_is_left_open(cache: ArtifactCache) -> None:
     def use() -> None:
         cache.put(KEY, NATIVE)
-        assert cache.get(KEY) == NATIVE
+        assert found_in(cache, KEY) == NATIVE
         file_of(cache, KEY).write_bytes(b"")
         assert cache.get(KEY) is None
         cache.folder.chmod(0o777)
@@ -168,7 +173,7 @@ def test_too_many_open_files_lose_nothing(
             assert cache.get(KEY) is None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert cache.get(KEY) == NATIVE
+    assert found_in(cache, KEY) == NATIVE
 
 
 def test_what_is_larger_than_all_of_it_is_not_kept(
@@ -179,7 +184,7 @@ def test_what_is_larger_than_all_of_it_is_not_kept(
     with one_warning(caplog, f"{len(NATIVE) + 1:,}", f"{cache.max_bytes:,}"):
         cache.put(OTHER, NATIVE + b"x")
     assert cache.get(OTHER) is None
-    assert cache.get(KEY) == NATIVE
+    assert found_in(cache, KEY) == NATIVE
 
 
 # ---- several processes
@@ -216,5 +221,5 @@ def test_processes_share_a_folder(cache: ArtifactCache) -> None:
         assert writer.returncode == 0, said
         assert said == b""
     for digit in "0123":
-        assert cache.get(digit * 64) == (digit * 64).encode() * 1000
+        assert found_in(cache, digit * 64) == (digit * 64).encode() * 1000
     assert len(names(cache)) == 5
