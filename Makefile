@@ -8,7 +8,7 @@ demo: .venv/ready            ## the main job: three engines, the router, a WebAs
 	$(BIN)/sgl-router demo $(ARGS)
 
 test: .venv/ready-test       ## the test suite; what is about plugins by both ways to call them
-	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 	$(if $(ARGS),,$(BIN)/python -m pytest tests/wasm tests/hostile tests/examples --wasm-calls public \
 	  --numprocesses 2 --dist loadfile)
 

@@ -48,8 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[variable] = str(folder / variable)
 
 
+LONG = ("test_tutorials.py", "test_agreement.py", "test_templates.py", "test_languages.py")
+"""A minute and more each: begun first, neither of two processes waits for the other at the end."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """By the public classes only what calls guests is run: all else would be the same again."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if config.getoption("--wasm-calls") == "public":
         called = [i for i in items if "runtime_options" in getattr(i, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(called)])
