@@ -20,6 +20,7 @@ from sgl_router.wasm.compile_child import NO_MEMORY
 from sgl_router.wasm.manifest import MAX_MANIFEST_BYTES, SECTION
 from sgl_router.wasm.module import MAX_MODULE_BYTES
 from sgl_router.wasm.refusals import RefusalCode
+from sgl_router.wasm.runtime import RuntimeOptions
 from tests.wasm.compiling import framed, replace_child, saying
 from tests.wasm.component_guests import component
 from tests.wasm.guests import ONE_PAGE, Bench, assemble, guest, wasi
@@ -41,8 +42,8 @@ class Scene:
         return await refusal_of(self.bench.factory, self.bench.config(wasm, name, **settings))
 
     async def compile(self, wasm: bytes) -> PluginRefused:
-        """The same, compiled as a router does it: in a child."""
-        factory = PolicyFactory()
+        """The same, compiled as a router does it, in a child, though another was before it."""
+        factory = PolicyFactory(runtime=RuntimeOptions(cache_folder=None))
         try:
             return await refusal_of(factory, self.bench.config(wasm, NAME))
         finally:

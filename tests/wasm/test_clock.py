@@ -246,6 +246,7 @@ def test_closing_ends_what_is_under_way(own: Bench, monkeypatch: pytest.MonkeyPa
     calls = [Call(own.instance(wasm, **settings)) for _ in range(2)]
     assert until(lambda: len(gate.threads) == 2)
     own.runtime.close()
+    assert own.runtime.clock.late(1e12) == [], "it has waited: nothing runs any more"
     own.runtime.close()
     assert [str(call.done()).split(":")[0] for call in calls] == ["trap"] * 2
 

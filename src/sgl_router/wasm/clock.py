@@ -22,7 +22,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 
 import wasmtime
 from wasmtime import _ffi
@@ -31,6 +31,10 @@ from sgl_router.wasm.calls import advance_epoch
 
 LOOK_SECS = 1.0
 """How often the watching thread looks, and how late a call must be for it: together twice that."""
+
+END_SECS = 5.0
+"""How long `EpochClock.close` waits for calls under way: a guest ends when its thread gets a CPU, a
+system call that hangs with its disk does not."""
 
 NEVER = float("inf")
 
@@ -201,16 +205,25 @@ class EpochClock:
             return [timer for timer in self._timers if now > timer.ends_at + LOOK_SECS]
 
     def close(self) -> None:
-        """End what is under way and stop. A second time it does nothing."""
+        """End what is under way, wait for its end, and stop. A second time it does nothing.
+
+        A guest that still ran while the interpreter goes would ask, at the next epoch, one that is
+        gone, and the process would die of SIGSEGV.
+        """
         if self.closed:
             return
         self.closed = True
         self._stop.set()
         self._watch.join()
+        give_up_at = monotonic() + END_SECS
+        while self._busy() and monotonic() < give_up_at:
+            advance_epoch(self._engine.ptr())
+            sleep(0.001)
+
+    def _busy(self) -> bool:
+        """Whether any call is under way."""
         with self._lock:
-            under_way = [timer for timer in self._timers if timer.ends_at != NEVER]
-        for timer in under_way:
-            timer.end_now()
+            return any(timer.ends_at != NEVER for timer in self._timers)
 
     def _look(
         self,
@@ -220,7 +233,10 @@ class EpochClock:
         how: "ctypes._Pointer[ctypes.c_uint8]",
     ) -> int:
         """wasmtime asks whether a call of this thread may go on. Must not raise."""
-        if self.here.timer.time_is_up():
+        timer = self.here.timer
+        if self.closed:
+            timer.ends_at = 0.0
+        if timer.time_is_up():
             error: int = _new_error(_END)
             return error
         ticks[0] = 1
