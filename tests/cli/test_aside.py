@@ -14,8 +14,17 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from sgl_router.cli.aside import aside
 
+def main_thread_waits():
+    names, frame = set(), sys._current_frames()[threading.main_thread().ident]
+    while frame:
+        names.add(frame.f_code.co_name)
+        frame = frame.f_back
+    return "wait" in names and "start" not in names
+
 def work():
-    os.kill(os.getpid(), signal.SIGINT)
+    while not main_thread_waits():
+        pass
+    {signal}
     threading.Event().wait()
 
 try:
@@ -31,9 +40,14 @@ def test_it_returns_and_raises_what_the_work_does() -> None:
         aside(lambda: 1 // 0)
 
 
-def test_ctrl_c_ends_the_process_whatever_the_work_does() -> None:
+@pytest.mark.parametrize(
+    "signal_to",
+    ["os.kill(os.getpid(), ", "signal.pthread_kill(threading.get_ident(), "],
+    ids=["process", "other thread"],
+)
+def test_ctrl_c_ends_the_process_whatever_the_work_does(signal_to: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
+        [sys.executable, "-c", INTERRUPTED.format(signal=f"{signal_to}signal.SIGINT)")],
         capture_output=True,
         text=True,
         check=False,

@@ -5,10 +5,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import NoReturn, TypeVar
 
 _R = TypeVar("_R")
+
+_LOOK_SECS = 0.2
+"""How often the main thread looks for a signal. One that another thread got from the kernel, or
+that came just before the main thread began to wait, does not end its wait."""
 
 _INTERRUPTED = 130  # as a shell says of a program that Ctrl-C has ended
 
@@ -20,7 +24,7 @@ def aside(work: Callable[[], _R]) -> _R:
     KeyboardInterrupt would be lost in wasmtime, which goes on with a result that there is not, and
     may end the process with SIGABRT. Here it finds the main thread waiting.
 
-    Raises KeyboardInterrupt at once; the work is given up with the process.
+    Raises KeyboardInterrupt, soon after Ctrl-C; the work is given up with the process.
     """
     result: Future[_R] = Future()
 
@@ -32,6 +36,8 @@ def aside(work: Callable[[], _R]) -> _R:
 
     try:
         threading.Thread(target=make, name="plugin", daemon=True).start()
+        while not result.done():
+            wait([result], _LOOK_SECS)
         return result.result()
     except KeyboardInterrupt:
         atexit.register(_leave)

@@ -17,18 +17,16 @@ _CELL_LIMIT = 500
 
 
 def plugin_list(answer: Any) -> list[Shown]:
-    """What GET /plugins answers."""
+    """What GET /plugins answers, as much as 80 columns have; `plugin show` has the rest."""
     plugins = _items(answer, "plugins")
     if not plugins:
         return ["no plugin is loaded; sgl-router plugin load FILE loads one"]
-    columns = ("plugin", "version", "abi", "in use as", "lane", "decisions", "failed", "quarantine")
+    columns = ("plugin", "version", "in use as", "decisions", "failed", "quarantine")
     rows = [
         (
             text(_at(plugin, "name")),
-            _version(_at(plugin, "current")),
-            text(_at(plugin, "current", "abi")),
+            text(_at(plugin, "current", "id")),
             text(_at(plugin, "in_use_as")),
-            text(_at(plugin, "lane")),
             text(_at(plugin, "current", "decisions")),
             _total(_at(plugin, "current", "failures")),
             _quarantine(_at(plugin, "quarantine")),

@@ -74,7 +74,9 @@ class WorkerRegistry:
         if worker.url in self._by_url:
             raise ConfigError(f"worker URL {worker.url!r} is given twice")
         self._by_url[worker.url] = worker
-        self.changed()
+        self._views.clear()
+        if worker.model_id is not None:
+            self.models |= {worker.model_id}
         for listener in self.on_add:
             listener(worker)
 
