@@ -14,6 +14,8 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from sgl_router.cli.aside import aside
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+
 def main_thread_waits():
     names, frame = set(), sys._current_frames()[threading.main_thread().ident]
     while frame:
