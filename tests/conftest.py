@@ -17,7 +17,10 @@ from sgl_router.policies import PolicyFactory
 from sgl_router.wasm.calls import Calls, PublicCalls
 from sgl_router.wasm.runtime import RuntimeOptions, WasmRuntime
 from tests.engines.llama import LlamaServer, server_folder, write_model
+from tests.made_once import made_once
 from tests.wasm.guests import Bench
+
+__all__ = ["made_once"]
 
 settings.register_profile("all", deadline=None)  # nothing here is about how long it takes
 settings.load_profile("all")

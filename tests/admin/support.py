@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from sgl_router.admin.app import create_app
 from sgl_router.admin.control import AdminSettings, ControlPlane
+from sgl_router.admin.document import DocumentedApp
 from sgl_router.core.decision import Decision
 from sgl_router.core.dispatch import Dispatcher
 from sgl_router.core.policy import Outcome, Policy
@@ -25,6 +27,9 @@ LOCAL = "127.0.0.1"
 REMOTE = "192.0.2.7"
 ADMIN_KEY = "admin-key"
 API_KEY = "data-key"
+
+_documents: dict[tuple[bool, bool], dict[str, Any]] = {}
+"""What describes the control plane, by which keys there are: it takes longer than most tests."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,14 @@ class Router:
 
     @cached_property
     def app(self) -> FastAPI:
-        return create_app(self.control)
+        keys = self.settings.admin_key is not None, self.settings.api_key is not None
+        with pytest.MonkeyPatch.context() as patch:
+            if (document := _documents.get(keys)) is not None:
+                patch.setattr(DocumentedApp, "openapi", lambda _self: document)
+            app = create_app(self.control)
+        if document is None:
+            _documents[keys] = app.openapi()
+        return app
 
     @asynccontextmanager
     async def client(

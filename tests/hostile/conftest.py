@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.made_once import no_document
 from tests.wasm.conftest import no_collector
 
-__all__ = ["no_collector"]
+__all__ = ["no_collector", "no_document"]
 
 
 @pytest.fixture(scope="session", autouse=True)

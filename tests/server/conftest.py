@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 
 from sgl_router.server import watch
+from tests.made_once import no_document
 from tests.server.watching import NEVER, QUICK, failing_watch
+
+__all__ = ["no_document"]
 
 
 @pytest.fixture(params=["hints", "looks"])
