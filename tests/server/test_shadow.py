@@ -13,8 +13,8 @@ import pytest
 
 from sgl_router.core.shadow_run import MAX_WAITING
 from sgl_router.policies import shipped_plugins
+from sgl_router.wasm import version
 from sgl_router.wasm.manifest import SECTION
-from sgl_router.wasm.version import FITS_TO_RETURN
 from tests.gateway.inside import context_of
 from tests.gateway.support import (
     EngineSocket,
@@ -351,15 +351,18 @@ async def test_it_goes_on_while_requests_that_it_was_asked_for_are_under_way() -
 
 
 @pytest.mark.parametrize("end", [("POST", "/shadow/promote"), ("DELETE", "/shadow")])
-async def test_decisions_that_come_when_the_run_is_over(end: tuple[str, str]) -> None:
+async def test_decisions_that_come_when_the_run_is_over(
+    end: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They were asked for while it was under way, of a policy that takes its time."""
+    monkeypatch.setattr(version, "FITS_TO_RETURN", 1)
     async with engines() as urls, plugged(*urls) as desk:
         for name, index in (("slow", 0), ("tried", 1)):
             assert (await desk.put(name, choosing(index)))[0] == 201
         await desk.use("slow")
         await start(desk)
-        for _ in range(FITS_TO_RETURN):
-            await desk.placed()
+        await desk.placed()
+        await reported(desk, partial(answered, 1))
 
         async def post() -> int:
             async with connected(desk) as client:
