@@ -102,3 +102,42 @@ async def test_a_request_on_which_engines_close_is_begun_three_times_at_most(pre
             assert (await client.post(b"/generate", GOOD)).status == 200
         assert (await client.post(b"/generate", POISON)).status == 502
         assert begun == 3
+
+
+@pytest.mark.parametrize("prefill", [False, True], ids=["regular", "prefill"])
+async def test_what_an_engine_declines_the_second_time_it_may_have_begun_the_first(
+    prefill: bool,
+) -> None:
+    """It has closed on a kept connection, and is asked again: so one more engine, and no more."""
+    first, begun = "", []
+
+    async def closes(socket: EngineSocket) -> None:
+        nonlocal first
+        while (request := await socket.request()) is not None:
+            if b"poison" not in request.body:
+                await socket.send(ANSWER)
+                continue
+            engine = str(socket.writer.get_extra_info("sockname"))
+            begun.append(engine)
+            if engine != first:
+                first = first or engine
+                return
+            await socket.send(respond(b"busy", 503))
+
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(ScriptedEngine(closes)) for _ in range(ENGINES)]
+        urls = [engine.url for engine in engines]
+        settings: dict[str, Any] = {"retry_initial_backoff_ms": 1}
+        if prefill:
+            other = await stack.enter_async_context(ScriptedEngine(answering(ANSWER)))
+            settings |= {"pd_disaggregation": True, "prefill": tuple(urls), "decode": (other.url,)}
+            settings["pd_engine"] = "vllm"
+            urls = []
+        server = await stack.enter_async_context(running(*urls, **settings))
+        client = await stack.enter_async_context(connected(server))
+        Clock(server)  # it stands still: however slow the machine is, connections close soon
+        for _ in range(ENGINES):
+            assert (await client.post(b"/generate", GOOD)).status == 200
+        assert (await client.post(b"/generate", POISON)).status == 502
+        assert begun[:2] == [first] * 2
+        assert len(begun) == 3

@@ -118,7 +118,7 @@ class PrefillLeg:
         if error is None:
             self._ended(reusable=False)
         elif self.attempt.closed_idle() and not self._exchange.retries.was_closed_on:
-            self.attempt.redial()
+            self._exchange.retries.redial(self.attempt)
         else:
             # The decode engine cannot have begun without it: another pair may have the request.
             again = self._head is None

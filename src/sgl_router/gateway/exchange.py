@@ -317,7 +317,7 @@ class Exchange(RequestHandler):
         elif attempt.closed_idle() and self._upload.replayable and not self.retries.was_closed_on:
             # An engine closes its kept connections when it likes, also just now: that says
             # nothing of the worker, and the request has hardly been read.
-            attempt.redial()
+            self.retries.redial(attempt)
         else:
             attempt.engine = None
             self._try_once_more(attempt, EngineError(f"{attempt.worker.url}: {error}"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sgl_router.core.request import RequestView
 from sgl_router.core.worker import Worker
+from sgl_router.gateway.attempt import Attempt
 from sgl_router.gateway.context import GatewayContext
 from sgl_router.gateway.upload import Upload
 
@@ -13,17 +14,25 @@ class Retries:
     """Those of one request; made when it is first not taken, so that others cost nothing.
 
     Attributes:
-        was_closed_on: whether an engine has closed its connection on the request.
+        was_closed_on: whether an engine has closed its connection on the request, so that the next
+            one to do so is the last. A kept connection that closes does not count while its engine
+            is asked again: it may have been about to close anyway.
     """
 
-    __slots__ = ("_context", "_pause", "_request", "_upload", "was_closed_on")
+    __slots__ = ("_context", "_pause", "_redialled", "_request", "_upload", "was_closed_on")
 
     def __init__(self, context: GatewayContext, request: RequestView, upload: Upload) -> None:
         self._context = context
         self._request = request
         self._upload = upload
         self._pause: asyncio.TimerHandle | None = None
+        self._redialled = False
         self.was_closed_on = False
+
+    def redial(self, attempt: Attempt) -> None:
+        """Ask an engine again that has closed a kept connection on the request."""
+        self._redialled = True
+        attempt.redial()
 
     def prepare(self, worker: Worker) -> bool:
         """Have the next decision leave `worker` out; False where there may be none."""
@@ -36,6 +45,7 @@ class Retries:
         ):
             return False
         request.attempt, request.excluded = attempts, excluded
+        self.was_closed_on |= self._redialled  # whatever it said then, it may have begun before
         if upload.over:  # the policy in use now may read it, though the one at the head did not
             request.body = upload.whole()
         return True
