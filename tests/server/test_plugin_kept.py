@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -294,20 +295,20 @@ async def test_a_file_that_is_rejected_gives_its_place_back_to_the_upload(shop: 
         await desk.swapped("mine", 2)
         await desk.rejected("mine", BODY)
         assert await desk.placed(BODY) == 1
-        await kept(shop, digest)
+        await kept(shop, digest, replaces=sha256(failing()).hexdigest())
     async with shop.open(file=True) as desk:
         assert await desk.placed(BODY) == 1, "the bad file is not tried again"
 
 
-async def kept(shop: Shop, digest: str) -> None:
-    """Wait until the store has this module as the current one."""
+async def kept(shop: Shop, digest: str, replaces: str | None = None) -> None:
+    """Wait until the store has this module as the current one, in place of that of a file."""
     store = PluginStore(shop.store)
 
-    def now() -> str | None:
+    def now() -> tuple[str, str | None] | None:
         loaded = store.load("mine")
-        return loaded and loaded[0].current.sha256
+        return loaded and (loaded[0].current.sha256, loaded[0].replaces)
 
-    await until(lambda: now() == digest, now)
+    await until(lambda: now() == (digest, replaces), now)
 
 
 async def test_what_cannot_be_kept_of_a_rejection_is_told_of(
